@@ -1,0 +1,330 @@
+"""Every setting of a run: the dataclasses, their defaults, the sizes, and `validate`.
+
+A recipe in `configs/` starts from `sized(SIZE)` and changes a few fields; the command line changes more of them
+(`--config.optim.learning_rate=3e-4`). Nothing else in the package holds a default.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+POSITIONS = ("absolute", "relative", "absolute_untied", "tupe_a", "tupe_r")
+OBJECTIVES = ("mlm",)
+DTYPES = ("auto", "float32", "bfloat16", "float64")
+ATTENTIONS = ("plain", "fused")
+LAYER_LOOPS = ("auto", "scan", "unroll")
+TOKENIZERS = ("unigram", "bpe")
+DECAYS = ("linear", "cosine", "constant")
+SIZES = ("tiny", "small", "base", "large")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; its message is one line: field, value, what is allowed."""
+
+
+@dataclass
+class DataConfig:
+    """Text and how it becomes token sequences."""
+
+    source: str = "python-docs"  # python-docs | text:GLOB | tfds:NAME[@SPLIT], several joined by +
+    sequence_length: int = 128  # tokens per example, [CLS] and [SEP] included
+    vocab_size: int = 8192  # pieces, the six special ones included
+    lowercase: bool = True
+    tokenizer: str = ""  # a SentencePiece .model of your own; empty: trained on the corpus
+    tokenizer_type: str = "unigram"  # unigram | bpe
+    tokenizer_sample_mb: int = 64  # text the tokenizer is trained on, at most
+    held_out: float = 0.02  # share of documents kept for evaluation
+    cache_dir: str = ""  # prepared corpora; empty: $JAXPRETRAIN_CACHE or ~/.cache/jaxpretrain
+    workers: int = 0  # processes that prepare; 0: one per core
+
+
+@dataclass
+class ModelConfig:
+    """The encoder."""
+
+    position: str = "absolute"
+    untie_cls: bool = True  # TUPE: [CLS] has its own two position scores (paper's eq. 9)
+    layers: int = 2
+    hidden: int = 128
+    heads: int = 2
+    ffn: int = 512
+    embedding: int = 0  # width of the token table; 0: hidden, another width adds a projection
+    max_positions: int = 0  # longest sequence; 0: data.sequence_length
+    segments: int = 0  # rows of the segment table; 0: none (imported models have 2)
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    dtype: str = "auto"  # of matrix products; auto: bfloat16 on GPU and TPU, float32 on CPU
+    attention: str = "plain"  # plain | fused (cuDNN on GPU; refuses attention_dropout)
+    layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers, scan elsewhere
+    remat: bool = False  # recompute each layer in the backward pass: a quarter of the memory, a tenth more time
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the model learns to predict."""
+
+    name: str = "mlm"
+    mask_rate: float = 0.15  # share of a sequence's positions that are predicted
+    mask_share: float = 0.8  # of these: become [MASK]
+    random_share: float = 0.1  # of these: become a random piece; the rest stay as they are
+
+
+@dataclass
+class NotesConfig:
+    """TNF's note dictionary."""
+
+    enabled: bool = False
+
+
+@dataclass
+class OptimConfig:
+    """Adam with decoupled weight decay, a clipped gradient and a warm-up."""
+
+    learning_rate: float = 1e-3  # the peak
+    warmup_steps: int = 250
+    decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    decay_mask: bool = False  # leave biases and layer norms out of weight decay
+    clip_norm: float = 1.0  # global norm of the gradient; 0: no clipping
+
+
+@dataclass
+class TrainConfig:
+    """Length of the run and size of a step."""
+
+    steps: int = 2500
+    batch_size: int = 16  # sequences per step over all devices
+    accumulation: int = 1  # micro-batches that one step is split into
+    seed: int = 0
+    log_every: int = 50  # steps
+
+
+@dataclass
+class EvalConfig:
+    """Held-out evaluation."""
+
+    every: int = 500  # steps; 0: only at the end
+    examples: int = 1024  # sequences, at most
+    batch_size: int = 0  # 0: train.batch_size
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state is saved and how many saves are kept."""
+
+    every_steps: int = 500  # 0: not by steps
+    every_minutes: float = 10.0  # 0: not by time
+    keep: int = 2  # newest ones; the best by evaluation is kept besides
+    keep_best: bool = True
+
+
+@dataclass
+class ShardingConfig:
+    """Devices: the mesh is (data, fsdp) and a batch is split over both."""
+
+    fsdp: int = 1  # devices that one copy of the parameters is spread over
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    name: str = "bert"  # of the recipe; names the default workdir
+    size: str = "tiny"
+    init_from: str = ""  # workdir of a run whose parameters to start from
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    notes: NotesConfig = field(default_factory=NotesConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+
+
+# Fields that do not shape the result: they may differ when a run resumes, and do not enter a workdir's name.
+FREE_ON_RESUME = (
+    "name",
+    "size",
+    "init_from",  # read once, at step 0
+    "data.cache_dir",
+    "data.workers",
+    "train.steps",  # upwards
+    "train.log_every",
+    "eval.every",
+    "eval.examples",
+    "eval.batch_size",
+    "checkpoint.every_steps",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "checkpoint.keep_best",
+    "sharding.fsdp",
+)
+
+
+def sized(size: str) -> Config:
+    """The plain BERT recipe (absolute positions, MLM) at one of `SIZES`.
+
+    Raises:
+        ConfigError: for an unknown size.
+    """
+    config = Config(size=size)
+    model, data, train, optim = config.model, config.data, config.train, config.optim
+    if size == "tiny":  # minutes on two CPU cores
+        pass
+    elif size == "small":  # an hour on a GPU, a night on a workstation
+        model.layers, model.hidden, model.heads, model.ffn = 6, 256, 4, 1024
+        data.vocab_size = 16384
+        train.steps, train.batch_size = 100_000, 128
+        optim.learning_rate, optim.warmup_steps = 5e-4, 5_000
+    elif size in ("base", "large"):  # the paper's run (arXiv 2006.15595, section 4.1)
+        model.layers, model.hidden, model.heads, model.ffn = 12, 768, 12, 3072
+        data.sequence_length, data.vocab_size = 512, 32768
+        data.source, data.tokenizer_type = "tfds:wikipedia/20230601.en", "bpe"
+        data.tokenizer_sample_mb, data.held_out = 1024, 0.001
+        train.steps, train.batch_size = 1_000_000, 256
+        optim.learning_rate, optim.warmup_steps = 1e-4, 10_000
+        if size == "large":
+            model.layers, model.hidden, model.heads, model.ffn = 24, 1024, 16, 4096
+            model.remat = True
+    else:
+        raise ConfigError(f"size {size!r} is not one of {', '.join(SIZES)} (as in --config configs/tupe.py:small)")
+    if size != "tiny":
+        train.log_every, config.eval.every = 100, 5_000
+        config.checkpoint.every_steps, config.checkpoint.every_minutes = 5_000, 30.0
+    return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config as `{"model.layers": 2, …}`, in the order of definition."""
+    flat = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = value
+    return flat
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A config as nested dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
+    """The config that `to_dict` wrote.
+
+    A field that this version does not know is an error; one that the file lacks gets its default.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = set(values) - set(fields)
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}: was it written by another version?")
+    kwargs = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        kwargs[name] = from_dict(value, kind) if dataclasses.is_dataclass(kind) else value
+    return cls(**kwargs)
+
+
+def changed_fields(old: Config, new: Config) -> list[str]:
+    """The fields that shape the result and differ, as `model.layers: 2 → 4`."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before[name]!r} → {after[name]!r}"
+        for name in before
+        if before[name] != after[name] and name not in FREE_ON_RESUME
+    ]
+
+
+def workdir_name(config: Config, recipe: Config) -> str:
+    """`runs/NAME-SIZE`, with the overrides of the recipe that change the result: `runs/bert-tiny-position=relative`."""
+    before, after = flatten(recipe), flatten(config)
+    leaves = [name.rsplit(".", 1)[-1] for name in after]
+    parts = [config.name, config.size]
+    for name, value in after.items():
+        if value != before[name] and name not in FREE_ON_RESUME:
+            leaf = name.rsplit(".", 1)[-1]
+            short = leaf if leaves.count(leaf) == 1 else name
+            parts.append(f"{short}={str(value).replace('/', '_').replace(' ', '')}")
+    return "runs/" + "-".join(parts)
+
+
+def validate(config: Config) -> None:
+    """Checks every field, alone and against the others.
+
+    Raises:
+        ConfigError: one line that names the field, its value and what is allowed.
+    """
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}={flatten(config)[name]!r}: must be {allowed}")
+
+    def one_of(name: str, choices: tuple[str, ...]) -> None:
+        check(flatten(config)[name] in choices, name, "one of " + ", ".join(choices))
+
+    model, data, train, optim = config.model, config.data, config.train, config.optim
+    objective, evaluation, checkpoint = config.objective, config.eval, config.checkpoint
+
+    one_of("model.position", POSITIONS)
+    one_of("model.dtype", DTYPES)
+    one_of("model.attention", ATTENTIONS)
+    one_of("model.layer_loop", LAYER_LOOPS)
+    one_of("objective.name", OBJECTIVES)
+    one_of("optim.decay", DECAYS)
+    one_of("data.tokenizer_type", TOKENIZERS)
+    for name in ("model.layers", "model.hidden", "model.heads", "model.ffn", "train.steps", "train.batch_size"):
+        check(flatten(config)[name] >= 1, name, "at least 1")
+    for name in ("train.accumulation", "train.log_every", "eval.examples", "checkpoint.keep", "sharding.fsdp"):
+        check(flatten(config)[name] >= 1, name, "at least 1")
+    for name in ("model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every"):
+        check(flatten(config)[name] >= 0, name, "0 or more")
+    for name in ("optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
+        check(flatten(config)[name] >= 0, name, "0 or more")
+    check(checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
+    check(checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "0 or more")
+    for name in ("model.dropout", "model.attention_dropout"):
+        check(0 <= flatten(config)[name] < 1, name, "in [0, 1)")
+    check(model.hidden % model.heads == 0, "model.heads", f"a divisor of model.hidden={model.hidden}")
+    check(model.layer_norm_eps > 0, "model.layer_norm_eps", "above 0")
+    check(model.initializer_range > 0, "model.initializer_range", "above 0")
+    buckets = model.relative_buckets
+    check(buckets >= 4 and buckets % 4 == 0, "model.relative_buckets", "a multiple of 4")
+    exact = buckets // 4
+    check(model.relative_max_distance > exact, "model.relative_max_distance", f"above {exact}")
+    if model.attention == "fused":
+        check(model.attention_dropout == 0, "model.attention_dropout", "0 with model.attention='fused'")
+    if model.max_positions:
+        limit = f"at most model.max_positions={model.max_positions}"
+        check(data.sequence_length <= model.max_positions, "data.sequence_length", limit)
+    check(data.sequence_length >= 8, "data.sequence_length", "at least 8")
+    check(64 <= data.vocab_size <= 2**31 - 1, "data.vocab_size", "at least 64")
+    check(0 < data.held_out < 1, "data.held_out", "in (0, 1)")
+    check(data.tokenizer_sample_mb >= 1, "data.tokenizer_sample_mb", "at least 1")
+    check(bool(data.source.strip()), "data.source", "python-docs, text:GLOB or tfds:NAME")
+    check(0 < objective.mask_rate < 1, "objective.mask_rate", "in (0, 1)")
+    check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
+    rest = 1 - objective.mask_share
+    check(0 <= objective.random_share <= rest + 1e-9, "objective.random_share", f"in [0, {rest:.3g}]")
+    check(not config.notes.enabled, "notes.enabled", "False: notes are not built yet")
+    check(optim.learning_rate > 0, "optim.learning_rate", "above 0")
+    check(0 <= optim.beta1 < 1, "optim.beta1", "in [0, 1)")
+    check(0 <= optim.beta2 < 1, "optim.beta2", "in [0, 1)")
+    check(optim.eps > 0, "optim.eps", "above 0")
+    divisor = f"a multiple of train.accumulation={train.accumulation}"
+    check(train.batch_size % train.accumulation == 0, "train.batch_size", divisor)
+    check(0 <= train.seed < 2**31, "train.seed", "in [0, 2³¹)")
+    del evaluation
