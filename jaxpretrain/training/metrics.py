@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import jax
 from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class MetricWriter:
             self._last_start = self._lines.end
         self._lines.write(_encode(line), at=self._last_start)
         self._last = line
-        for name, number in numbers.items():
-            self._event(Event(step=step, summary=scalar(name, math.nan if number is None else number)))
+        scalars = [Summary.Value(tag=name, simple_value=x) for name, x in numbers.items() if x is not None]
+        self._event(Event(step=step, summary=Summary(value=scalars)))
 
     def flush(self) -> None:
         """Uploads now, where that is needed."""
