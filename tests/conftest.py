@@ -44,6 +44,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `quick` what a new jax is likely to break: all that calls it directly, less the tests marked `slow`."""
+    rooms = [Path(__file__).parent / room for room in ("data", "models", "objectives", "training")]
+    for item in items:
+        if any(item.path.is_relative_to(room) for room in rooms) and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session")
 def shared_tmp(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A temporary folder of this session, one for all workers."""
