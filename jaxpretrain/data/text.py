@@ -1,0 +1,63 @@
+"""Normal form of text, and its cut into words: the unit that is counted, tokenised and, in TNF, noted.
+
+Models leave for Hugging Face with their tokenizer, so both functions are what a fast tokenizer can express:
+
+    normalizers.Sequence([
+        Replace(Regex(r"[[\\p{Cc}\\p{Cf}\\p{Cs}]&&[^\\t-\\r\\x{85}]]"), ""),
+        NFKC(),
+        Replace("Σ", "σ"), Lowercase(),                       # with lowercase=True
+        Replace("▁", "_"),
+        Replace(Regex(r"\\s+"), " "), Strip(), Prepend(" "),
+    ])
+    pre_tokenizers.Sequence([
+        Split(Regex(r" ?[^\\s\\p{P}\\p{S}]{1,64}| ?[\\p{P}\\p{S}]"), "isolated"),
+        Metaspace(replacement="▁", prepend_scheme="never", split=False),
+    ])
+"""
+
+import re
+import sys
+import unicodedata
+
+SPACE = "▁"  # SentencePiece's mark of a word's start
+LONGEST_WORD = 64  # characters; longer runs, and scripts without spaces, are cut so that each cut is a word
+
+
+def _character_class(*categories: str) -> str:
+    """The inside of a regex class that holds all characters of the Unicode categories, as ranges."""
+    ranges: list[list[int]] = []
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(code)).startswith(categories):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)
+
+
+_MARKS = _character_class("P", "S")
+# Removed: controls (NUL, ESC, …), formats (zero-width space and joiners, BOM, soft hyphen, …) and lone surrogates.
+# The controls from tab to return, and NEL, are white space.
+_REMOVED = re.compile(f"(?![\\t-\\r\\x85])[{_character_class('Cc', 'Cf', 'Cs')}]")
+_WORD = re.compile(f" ?[^\\s{_MARKS}]{{1,{LONGEST_WORD}}}| ?[{_MARKS}]")
+
+
+def normalise(text: str, lowercase: bool) -> str:
+    """Compatibility forms unified (NFKC), invisible characters gone, one space wherever there was white space.
+
+    "▁" becomes "_": it would read as a space. "Σ" is lowered by hand: `str.lower` makes it "ς" at the end of a word.
+    """
+    text = unicodedata.normalize("NFKC", _REMOVED.sub("", text))
+    if lowercase:
+        text = text.replace("Σ", "σ").lower()
+    return " ".join(text.replace(SPACE, "_").split())
+
+
+def words(normal: str) -> list[str]:
+    """Cuts normalised text into words; joined, they give it back with "▁" before each word that followed a space.
+
+    A punctuation mark or symbol is a word of its own. The first word has its "▁" too.
+    """
+    if not normal:
+        return []
+    return [word.replace(" ", SPACE) for word in _WORD.findall(" " + normal)]

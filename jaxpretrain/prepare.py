@@ -1,0 +1,27 @@
+"""Prepares the corpus of a config: text -> tokenizer and packed tokens in the cache.
+
+    python -m jaxpretrain.prepare --config configs/bert.py[:SIZE] [--config.data.FIELD=VALUE …]
+
+Training does this by itself; the command is for doing it beforehand, and for a look at the numbers.
+"""
+
+from jaxpretrain.cli import run
+from jaxpretrain.config import Config
+from jaxpretrain.data.build import prepare
+
+
+def main(config: Config) -> None:
+    """Prepares, and prints what there is."""
+    corpus = prepare(config.data)
+    tokens = corpus.train_tokens + corpus.valid_tokens
+    print(f"source        {config.data.source}")
+    print(f"documents     {corpus.documents:,}, {corpus.held_out_documents:,} of them held out")
+    print(f"tokens        {corpus.train_tokens:,} to train on, {corpus.valid_tokens:,} held out")
+    print(f"text          {corpus.text_bytes:,} bytes, {corpus.text_bytes / tokens:.2f} per token")
+    print(f"vocabulary    {corpus.vocab_size:,} pieces")
+    print(f"fingerprint   {corpus.fingerprint}")
+    print(f"folder        {corpus.folder}")
+
+
+if __name__ == "__main__":
+    run(main)
