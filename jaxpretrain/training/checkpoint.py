@@ -93,13 +93,13 @@ class Checkpointer:
         Raises:
             CheckpointError: if that save failed in the background.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            try:
-                pending.result()
-            except CheckpointError:
-                self._current = None
-                raise
+        if self._pending is None:
+            return
+        error = self._pending.exception()
+        self._pending = None
+        if error is not None:
+            self._current = None
+            raise error
 
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
@@ -148,7 +148,8 @@ class Checkpointer:
         with _one_line(folder, "save"):
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                _write_json(folder / DIGESTS, _digests(folder))
+                digests = _digests(folder)
+                _write_json(folder / DIGESTS, {"files": digests, "self": _digest_of(digests)})
         if jax.process_index() == 0:
             with _one_line(self.folder, "remove old checkpoints"):
                 self._remove_older(step)
@@ -363,6 +364,10 @@ def _digest(path: epath.Path) -> list[int | str]:
     return [size, digest.hexdigest()]
 
 
+def _digest_of(digests: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest()
+
+
 def _digests(folder: epath.Path) -> dict[str, list[int | str]]:
     with ThreadPoolExecutor(4) as pool:  # hashing and reading release the interpreter's lock
         names, paths = zip(*((name, path) for name, path in _files(folder) if name != DIGESTS), strict=True)
@@ -372,11 +377,12 @@ def _digests(folder: epath.Path) -> dict[str, list[int | str]]:
 def _damage(folder: epath.Path) -> str | None:
     """What is wrong with a committed checkpoint; None: it is as it was written."""
     try:
-        written = json.loads((folder / DIGESTS).read_text())
-    except (OSError, ValueError):
-        written = None
-    if not isinstance(written, dict) or HOST not in written:
-        return f"{DIGESTS} cannot be read"
+        digests = json.loads((folder / DIGESTS).read_text())
+        written = digests["files"]
+        if digests["self"] != _digest_of(written):
+            return f"{DIGESTS} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        return f"{DIGESTS} cannot be read ({e})"
 
     def check(name: str) -> str | None:
         try:
@@ -385,12 +391,9 @@ def _damage(folder: epath.Path) -> str | None:
             return f"{name} is missing"
         except (OSError, ValueError) as e:
             return f"{name} cannot be read ({e})"
-        if written[name] == [size, digest]:
-            return None
-        expected = written[name][0] if isinstance(written[name], list) and written[name] else None
-        if size != expected:
-            return f"{name} has {size} bytes instead of {expected}"
-        return f"{name} is not what was written (its digest differs)"
+        if size != written[name][0]:
+            return f"{name} has {size} bytes instead of {written[name][0]}"
+        return None if digest == written[name][1] else f"{name} is not what was written (its digest differs)"
 
     with ThreadPoolExecutor(4) as pool:
         return next((problem for problem in pool.map(check, written) if problem), None)
