@@ -1,0 +1,78 @@
+"""What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from jaxpretrain.config import Config, ConfigError, validate
+from jaxpretrain.training.checkpoint import CheckpointError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Recipe and size, for example configs/tupe.py or configs/tupe.py:base (sizes: tiny, small, base, large); "
+    "any field is changed by a flag of its own: --config.optim.learning_rate=3e-4. Configs are Python: run only yours.",
+)
+
+
+class Failure(RuntimeError):
+    """A run that cannot go on; its message is one line for the user."""
+
+
+def recipe() -> Config:
+    """The config that the recipe's file gives, before any override."""
+    path, _, size = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(size) if size else get_config()
+
+
+def fail(message: object, code: int = 2) -> NoReturn:
+    """Prints one line on stderr and ends the program."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(main: Callable[[Config], None]) -> None:
+    """Parses the flags, validates the config and calls `main` with it; for commands that take `--config`.
+
+    Expected mistakes (config, files, a stopped run) end with one line on stderr and a non-zero exit code.
+    """
+
+    def with_config(_: list[str]) -> None:
+        if CONFIG.value is None:
+            raise ConfigError("--config is missing: for example --config configs/tupe.py")
+        validate(CONFIG.value)
+        main(CONFIG.value)
+
+    _run(with_config, arguments=False)
+
+
+def run_plain(main: Callable[[list[str]], None]) -> None:
+    """The same for commands without a config: `main` gets the arguments, the program's name first."""
+    _run(main, arguments=True)
+
+
+def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if not arguments and len(rest) > 1:
+                raise ConfigError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
+            return rest
+        except (KeyError, AttributeError) as error:
+            # ml_collections raises these for a field that the config does not have.
+            return fail(f"{str(error).strip(chr(39))} (is it a field of the config? see jaxpretrain/config.py)")
+        except (flags.Error, ValueError, TypeError, OSError) as error:
+            return fail(error)
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except (ConfigError, Failure, CheckpointError, OSError) as error:
+            fail(error)
+
+    app.run(guarded, flags_parser=parse)

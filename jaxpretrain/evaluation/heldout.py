@@ -1,0 +1,49 @@
+"""The held-out text: loss and accuracy with masks that never change, beside the unigram model's loss."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxpretrain.config import Config
+from jaxpretrain.data.batches import eval_batches
+from jaxpretrain.data.build import Corpus
+from jaxpretrain.objectives import Objective
+from jaxpretrain.training.metrics import Average
+from jaxpretrain.training.sharding import batch_sharding, local_rows, put_batch, replicated
+from jaxpretrain.training.state import TrainState
+from jaxpretrain.training.step import eval_step
+
+MASK_SEED = 20200628  # of the held-out masks: the same in every run, so that runs compare
+
+
+class Evaluation:
+    """`Evaluation(…)(state)` → metrics named `eval/…`; compiled once."""
+
+    def __init__(self, config: Config, corpus: Corpus, objective: Objective, mesh: Mesh) -> None:
+        counts = np.asarray(corpus.counts, np.float64) + 1  # add-one: a piece may be absent from the training text
+        self._unigram = jax.device_put(np.log(counts / counts.sum()).astype(np.float32), replicated(mesh))
+        self._step = jax.jit(partial(eval_step, objective=objective, mask_key=jax.random.key(MASK_SEED)))
+        self._config, self._corpus, self._mesh = config, corpus, mesh
+
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        """Metrics over `eval.examples` held-out sequences. The state is read, never changed."""
+        config = self._config
+        size = config.eval.batch_size or config.train.batch_size
+        size += -size % self._mesh.size
+        batches = eval_batches(
+            self._corpus,
+            batch_size=size,
+            sequence_length=config.data.sequence_length,
+            examples=config.eval.examples,
+            rows=local_rows(size),
+        )
+        place, total = batch_sharding(self._mesh), Average()
+        pending: list[Any] = [
+            self._step(state.params, state.notes, put_batch(batch, place), self._unigram) for batch in batches
+        ]
+        for metrics in jax.device_get(pending):
+            total.add(metrics)
+        return {f"eval/{name}": value for name, value in total.take().items()}

@@ -1,0 +1,85 @@
+"""Self-attention of one sequence, with what the positions add to it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jaxpretrain.config import ModelConfig
+from jaxpretrain.models.dropout import dropout
+from jaxpretrain.models.position import PositionTerms, score_scale
+
+MASKED = -1e9  # a score that the softmax turns into 0, with gradients that stay finite
+
+
+class Attention(nn.Module):
+    """Multi-head attention: x [T, D] → [T, D]."""
+
+    config: ModelConfig
+    dtype: Any  # of the matrix products
+
+    @nn.compact
+    def __call__(self, x: Array, position: PositionTerms, padding: Array, key: Array | None) -> Array:
+        """Attends from every position to every one that is not padding.
+
+        Args:
+            x: [T, D].
+            position: shared by all layers and examples.
+            padding: bool [T], true where there is no token.
+            key: for dropout on the attention's weights; None: none.
+        """
+        config = self.config
+        width = config.hidden // config.heads
+        init = nn.initializers.normal(config.initializer_range)
+        projection = nn.DenseGeneral((3, config.heads, width), kernel_init=init, dtype=self.dtype, name="qkv")(x)
+        q, k, v = projection[:, 0], projection[:, 1], projection[:, 2]  # [T, H, d] each
+        if position.query is not None and position.key is not None:
+            q, k = q + position.query.astype(q.dtype), k + position.key.astype(k.dtype)
+        scale = score_scale(config.position, width)
+        if config.attention == "fused":
+            if key is not None and config.attention_dropout > 0:
+                raise ValueError("fused attention has no dropout: model.attention_dropout must be 0")
+            out = fused_attention(q, k, v, scale, position.bias, padding)
+        else:
+            out = plain_attention(q, k, v, scale, position.bias, padding, config.attention_dropout, key)
+        return nn.DenseGeneral(config.hidden, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)
+
+
+def plain_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    bias: Array | None,
+    padding: Array,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
+) -> Array:
+    """softmax(scale · q kᵀ + bias) v for [T, H, d]; scores and softmax in float32 at least."""
+    scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scores_HTT = jnp.einsum("qhd,khd->hqk", q * scale, k, preferred_element_type=scores_dtype)
+    if bias is not None:
+        scores_HTT = scores_HTT + bias
+    scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_dtype)
+    weights_HTT = dropout(jax.nn.softmax(scores_HTT), dropout_rate, key)
+    return jnp.einsum("hqk,khd->qhd", weights_HTT.astype(v.dtype), v)
+
+
+def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | None, padding: Array) -> Array:
+    """The same through the backend's fused kernel: cuDNN on a GPU, XLA elsewhere. Padding must follow the tokens.
+
+    cuDNN differentiates a bias that has no batch dimension; lengths keep the padding out of that bias.
+    """
+    length = (~padding).sum(dtype=jnp.int32)[None]
+    return jax.nn.dot_product_attention(
+        q[None],
+        k[None],
+        v[None],
+        bias=None if bias is None else bias[None].astype(q.dtype),
+        scale=scale,
+        query_seq_lengths=length,
+        key_value_seq_lengths=length,
+        implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
+    )[0]

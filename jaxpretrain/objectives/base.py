@@ -1,0 +1,62 @@
+"""What the training step asks of an objective."""
+
+from typing import Any, Protocol
+
+from flax import struct
+from jax import Array
+
+from jaxpretrain.config import Config
+from jaxpretrain.models.encoder import Encoder
+
+Params = Any  # a nested dict of arrays
+Batch = dict[str, Array]  # at least tokens: int [B, T] and rows: int [B], the rows of the global batch
+
+
+@struct.dataclass
+class Aux:
+    """What a loss gives besides its value.
+
+    Attributes:
+        metrics: name → (sum, weight); summed over micro-batches, steps and devices, then divided.
+        contexts: the main model's vectors, [B, T, hidden], from which notes are taken.
+    """
+
+    metrics: dict[str, tuple[Array, Array]]
+    contexts: Array
+
+
+class Objective(Protocol):
+    """Three pure functions. The parameters may hold several networks.
+
+    Attributes:
+        headline: the held-out metric, in nats, by which checkpoints are judged; lower is better.
+    """
+
+    headline: str
+    encoder: Encoder  # the main model's
+
+    def __init__(self, config: Config, vocab_size: int) -> None: ...
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters."""
+        ...
+
+    def corrupt(self, batch: Batch, key: Array) -> Batch:
+        """Masks a whole global batch.
+
+        It also sets the weight of each prediction so that the loss of the batch is the plain *sum* over its rows:
+        micro-batches then add up to the same gradient, however unevenly the predictions fall.
+        """
+        ...
+
+    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+        """The loss of a corrupted batch, or of a part of it; no dropout without a key."""
+        ...
+
+    def main(self, params: Params) -> Params:
+        """The parameters of the encoder that pre-training is for."""
+        ...
+
+    def logits(self, params: Params, x: Array) -> Array:
+        """Scores over the vocabulary, [..., V], of contextual vectors [..., hidden]."""
+        ...

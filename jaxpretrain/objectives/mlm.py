@@ -1,0 +1,70 @@
+"""Masked language modelling (BERT, arXiv 1810.04805), without the next-sentence task."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxpretrain.config import Config
+from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.data.tokenizer import PAD
+from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.heads import MLMHead, take_positions
+from jaxpretrain.objectives.base import Aux, Batch, Params
+
+
+class MLM:
+    """Predict the original token at the masked positions, and only there."""
+
+    headline = "mlm_loss"
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        self.config = config
+        self.vocab_size = vocab_size
+        max_positions = config.model.max_positions or config.data.sequence_length
+        self.encoder = Encoder(config.model, vocab_size, max_positions)
+        self.head = MLMHead(config.model, compute_dtype(config.model))
+
+    def init(self, key: Array) -> Params:
+        encoder_key, head_key = jax.random.split(key)
+        encoder = self.encoder.init(encoder_key)
+        x = jnp.zeros((1, self.config.model.hidden))
+        return {"encoder": encoder, "head": self.head.init(head_key, x, encoder["embedder"]["tokens"])["params"]}
+
+    def corrupt(self, batch: Batch, key: Array) -> Batch:
+        masked = mask_tokens(batch["tokens"], batch["rows"], key, self.config.objective, self.vocab_size)
+        chosen = masked.chosen.astype(jnp.float32)
+        return {
+            **batch,
+            "inputs": masked.inputs,
+            "positions": masked.positions,
+            "labels": masked.labels,
+            "weights": chosen / jnp.maximum(chosen.sum(), 1),
+        }
+
+    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+        contexts = self.encoder.apply(
+            params["encoder"],
+            batch["inputs"],
+            padding=batch["tokens"] == PAD,
+            keys=None if key is None else row_keys(key, batch["rows"]),
+        )
+        logits = self.logits(params, take_positions(contexts, batch["positions"]))
+        log_likelihood = jnp.take_along_axis(logits, batch["labels"][..., None], -1)[..., 0]
+        nll = jax.nn.logsumexp(logits, -1) - log_likelihood
+        chosen = (batch["weights"] > 0).astype(nll.dtype)
+        right = (logits.argmax(-1) == batch["labels"]).astype(nll.dtype)
+        metrics = {
+            "mlm_loss": ((nll * chosen).sum(), chosen.sum()),
+            "mlm_accuracy": ((right * chosen).sum(), chosen.sum()),
+        }
+        return (nll * batch["weights"]).sum(), Aux(metrics=metrics, contexts=contexts)
+
+    def main(self, params: Params) -> Params:
+        """The parameters of the encoder that pre-training is for."""
+        return params["encoder"]
+
+    def logits(self, params: Params, x: Array) -> Array:
+        """Scores over the vocabulary, [..., V], of contextual vectors [..., hidden]."""
+        return self.head.apply({"params": params["head"]}, x, params["encoder"]["embedder"]["tokens"])  # type: ignore

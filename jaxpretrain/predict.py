@@ -1,0 +1,166 @@
+"""Asks a trained encoder.
+
+    python -m jaxpretrain.predict --workdir runs/tupe-tiny "Returns the [MASK] of the list."
+    python -m jaxpretrain.predict --workdir runs/tupe-tiny --embed "One sentence." "Another one."
+
+Without sentences as arguments it reads them from standard input, one a line.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from etils import epath
+from jax import Array
+
+from jaxpretrain import cli
+from jaxpretrain.config import Config, ConfigError
+from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from jaxpretrain.objectives import Objective, build
+from jaxpretrain.training.checkpoint import restore_params
+from jaxpretrain.training.workdir import read_config
+
+MASK_TEXT = "[MASK]"
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, as train wrote it.", required=True)
+TOP = flags.DEFINE_integer("top", 5, "Pieces shown for each [MASK].", lower_bound=1)
+EMBED = flags.DEFINE_bool("embed", False, "Print sentence vectors (mean of the last layer) instead of filling masks.")
+JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; default the best one, else the newest.")
+BATCH = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", lower_bound=1)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model, its tokenizer and where it came from."""
+
+    config: Config
+    tokenizer: Tokenizer
+    objective: Objective
+    params: Any
+    step: int
+
+
+def load_run(workdir: epath.PathLike, step: int | None = None) -> Loaded:
+    """The model of a run.
+
+    Args:
+        workdir: the run's folder.
+        step: a checkpoint; None: the best one by evaluation, else the newest.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+        CheckpointError: it has no intact checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if config is None:
+        raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
+    tokenizer = Tokenizer.load(workdir)
+    params, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
+    return Loaded(config, tokenizer, build(config, tokenizer.vocab_size), params, found)
+
+
+def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """`[CLS] … [SEP]`, cut at `limit`; each typed [MASK] becomes the special piece."""
+    parts = [tokenizer.encode(part).tolist() for part in text.split(MASK_TEXT)]
+    ids = parts[0]
+    for part in parts[1:]:
+        ids = [*ids, MASK, *part]
+    return [CLS, *ids[: limit - 2], SEP]
+
+
+def batches(rows: Sequence[list[int]], size: int) -> list[np.ndarray]:
+    """Rows padded to a power of two, `size` at a time, so that few shapes are compiled."""
+    out = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        length = 1 << max(len(row) - 1 for row in part).bit_length()
+        tokens = np.full((len(part), length), PAD, np.int32)
+        for i, row in enumerate(part):
+            tokens[i, : len(row)] = row
+        out.append(tokens)
+    return out
+
+
+def encoder_of(run: Loaded) -> Callable[[np.ndarray], Array]:
+    """Tokens [B, T] → contextual vectors [B, T, hidden]."""
+    objective, limit = run.objective, max_length(run)
+
+    @jax.jit
+    def encode(tokens: Array) -> Array:
+        return objective.encoder.apply(objective.main(run.params), tokens, padding=tokens == PAD)
+
+    return lambda tokens: encode(tokens[:, :limit])
+
+
+def max_length(run: Loaded) -> int:
+    """Tokens that the model has positions for."""
+    return run.config.model.max_positions or run.config.data.sequence_length
+
+
+def fill_masks(run: Loaded, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
+    """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
+    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
+
+    @jax.jit
+    def best(x: Array) -> tuple[Array, Array]:
+        logits = run.objective.logits(run.params, x)
+        special = jnp.arange(logits.shape[-1]) <= MASK + 1
+        return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
+
+    answers: list[list[dict[str, float]]] = []
+    for tokens in batches(rows, batch_size):
+        vectors = encode(tokens)
+        for i, row in enumerate(tokens):
+            masks = np.flatnonzero(row == MASK)
+            found = []
+            if len(masks):
+                probabilities, pieces = jax.device_get(best(vectors[i, masks]))
+                for p, ids in zip(probabilities, pieces, strict=True):
+                    words = [run.tokenizer.id_to_piece(int(j)).replace("▁", "") or "▁" for j in ids]
+                    found.append(dict(zip(words, p.astype(float).tolist(), strict=True)))
+            answers.append(found)
+    return answers
+
+
+def embed(run: Loaded, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
+    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
+    found = []
+    for tokens in batches(rows, batch_size):
+        here = jnp.asarray((tokens != PAD) & (tokens != CLS) & (tokens != SEP), jnp.float32)
+        vectors = encode(tokens).astype(jnp.float32)
+        here = here[:, : vectors.shape[1], None]
+        found.append(np.asarray((vectors * here).sum(1) / jnp.maximum(here.sum(1), 1)))
+    return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Fills masks or embeds the sentences given."""
+    texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
+    run = load_run(WORKDIR.value, STEP.value)
+    if EMBED.value:
+        for text, vector in zip(texts, embed(run, texts, BATCH.value), strict=True):
+            values = [round(float(x), 6) for x in vector]
+            print(json.dumps({"text": text, "vector": values}) if JSON.value else " ".join(map(str, values)))
+        return
+    if not any(MASK_TEXT in text for text in texts):
+        raise ConfigError(f"no {MASK_TEXT} in the text: put it where a piece is to be guessed, or ask for --embed")
+    for text, answers in zip(texts, fill_masks(run, texts, TOP.value, BATCH.value), strict=True):
+        if JSON.value:
+            print(json.dumps({"text": text, "masks": answers}, ensure_ascii=False))
+            continue
+        print(text)
+        for answer in answers:
+            print("   " + "   ".join(f"{piece} {100 * p:.1f} %" for piece, p in answer.items()))
+
+
+if __name__ == "__main__":
+    cli.run_plain(main)

@@ -1,0 +1,256 @@
+"""Pre-trains an encoder.
+
+    python -m jaxpretrain.train --config configs/tupe.py
+    python -m jaxpretrain.train --config configs/tupe.py:base --workdir gs://bucket/tupe --config.sharding.fsdp=8
+
+Writes to the workdir (default `runs/NAME-SIZE`): config.json, tokenizer.model, metrics.jsonl, TensorBoard events,
+checkpoints/ and, at the end, DONE. The same command resumes a stopped run; a larger `train.steps` lengthens a finished
+one (the learning rate then follows the longer schedule from there on).
+
+This file is the whole loop; what it calls is a library.
+"""
+
+import json
+import time
+from functools import partial
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from tqdm import tqdm
+
+from jaxpretrain import cli
+from jaxpretrain.config import Config, workdir_name
+from jaxpretrain.data.batches import train_batches
+from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.evaluation.heldout import Evaluation
+from jaxpretrain.objectives import build
+from jaxpretrain.training import flops, sharding
+from jaxpretrain.training.checkpoint import Checkpointer
+from jaxpretrain.training.compilation import use_compilation_cache
+from jaxpretrain.training.metrics import Average, MetricWriter
+from jaxpretrain.training.optimizer import optimizer as make_optimizer
+from jaxpretrain.training.optimizer import schedule
+from jaxpretrain.training.signals import Signals
+from jaxpretrain.training.state import init_state
+from jaxpretrain.training.step import train_step
+from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, write_config
+
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; default runs/NAME-SIZE and the overrides that change the result."
+)
+
+
+def main(config: Config) -> None:
+    """Trains, from scratch or from where the workdir stands."""
+    workdir = epath.Path(WORKDIR.value or workdir_name(config, cli.recipe()))
+    open_workdir(config, workdir)
+    with locked(workdir):
+        train(config, workdir)
+
+
+def train(config: Config, workdir: epath.Path) -> dict[str, float]:
+    """Runs until `train.steps`, a signal, or a step that is not finite.
+
+    Args:
+        config: validated.
+        workdir: opened by `open_workdir`.
+
+    Returns:
+        The held-out metrics at the end.
+
+    Raises:
+        ConfigError: config, corpus, devices and workdir do not go together.
+        cli.Failure: a step was not finite.
+        SystemExit: after a signal, with its exit code; the state is saved.
+    """
+    use_compilation_cache()
+    mesh = sharding.make_mesh(config)
+    corpus = prepare(config.data)
+    objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
+
+    # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.
+    init = partial(init_state, objective=objective, optimizer=optimizer)
+    shapes = jax.eval_shape(init, config.train.seed)
+    places = sharding.state_sharding(mesh, shapes)
+    like = sharding.with_sharding(shapes, places)
+    checkpoints = Checkpointer(
+        workdir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
+    )
+    restored = checkpoints.restore(like)
+    if restored is not None:
+        state, host = restored
+        check_resume(config, corpus.fingerprint, host, int(state.step), workdir)
+    else:
+        state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
+        if config.init_from:
+            state = state.replace(params=params_of_run(config.init_from, like.params))
+    start, steps = int(state.step), config.train.steps
+    done = workdir / "DONE"
+    if start == steps and done.exists():
+        result = json.loads(done.read_text())
+        print(f"{workdir} is done: {steps} steps; more with --config.train.steps={2 * steps}")
+        say_what_next(workdir, objective.headline, result)
+        return result
+    done.unlink(missing_ok=True)
+    write_config(config, workdir)
+    (workdir / "tokenizer.model").write_bytes(epath.Path(corpus.tokenizer_path).read_bytes())
+
+    # Batches are a function of (seed, step): a resumed run goes on with the same sequence.
+    batch_size, length = config.train.batch_size, config.data.sequence_length
+    rows, on_rows = sharding.local_rows(batch_size), sharding.batch_sharding(mesh)
+    stream = train_batches(
+        corpus, batch_size=batch_size, sequence_length=length, seed=config.train.seed, start=start, rows=rows
+    )
+    batch = sharding.put_batch(next(stream), on_rows)
+
+    # Compile ahead: what is wrong in shapes or memory shows now, and the table tells what is about to run.
+    step_function = partial(
+        train_step, objective=objective, optimizer=optimizer, accumulation=config.train.accumulation, mesh=mesh
+    )
+    began = time.perf_counter()
+    take_step = jax.jit(step_function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile()
+    compile_seconds = time.perf_counter() - began
+    evaluate = Evaluation(config, corpus, objective, mesh)
+    flops_per_step = flops.step_flops(config, corpus.vocab_size, like.params, batch)
+    peak = flops.peak_flops()
+    print_table(config, corpus, mesh, shapes, take_step, flops_per_step, compile_seconds, workdir, start)
+
+    rate = schedule(config.optim, steps)
+    tokens_per_step, headline = batch_size * length, f"eval/{objective.headline}"
+    window_steps = 0
+    seconds = host["seconds"]  # of training alone, over all resumes
+    result: dict[str, float] = {}
+
+    def read(step: int, metrics: dict[str, Any]) -> None:
+        """Takes in the metrics of a step, waiting for it where it still runs."""
+        metrics = jax.device_get(metrics)
+        if not metrics["finite"]:
+            saved = max(checkpoints.steps(), default=0)
+            raise cli.Failure(
+                f"step {step}: loss, gradient or update is not finite (gradient norm {metrics['grad_norm']:.3g}); the "
+                f"update was not applied, nothing after step {saved} was saved: a lower optim.learning_rate or a "
+                f"longer optim.warmup_steps in a new --workdir usually helps"
+            )
+        window.add(metrics["metrics"])
+        window.add({"grad_norm": (metrics["grad_norm"], 1), "update_norm": (metrics["update_norm"], 1)})
+
+    with (
+        MetricWriter(workdir, start) as writer,
+        Signals() as signals,
+        tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05) as bar,
+    ):
+        previous = None
+        clock = saved_at = time.perf_counter()
+        for step in range(start + 1, steps + 1):
+            state, metrics = take_step(state, batch)  # dispatched: the host goes on
+            if step < steps:
+                batch = sharding.put_batch(next(stream), on_rows)
+            if previous is not None:
+                read(*previous)
+            previous = (step, metrics)
+            window_steps += 1
+            bar.update()
+
+            stop, last = signals.received is not None, step == steps
+            log_due = step % config.train.log_every == 0
+            eval_due = last or (not stop and due(step, config.eval.every))
+            minutes = (time.perf_counter() - saved_at) / 60
+            save_due = last or stop or due(step, config.checkpoint.every_steps)
+            save_due = save_due or 0 < config.checkpoint.every_minutes <= minutes
+            if not (log_due or eval_due or save_due):
+                continue
+
+            read(*previous)  # nothing is saved or judged before its flag is seen
+            previous = None
+            elapsed = time.perf_counter() - clock
+            seconds += elapsed
+            line = {f"train/{name}": value for name, value in window.take().items()}
+            line |= {
+                "train/learning_rate": float(rate(step - 1)),
+                "speed/tokens_per_second": window_steps * tokens_per_step / elapsed,
+                "speed/step_ms": 1e3 * elapsed / window_steps,
+                "total/tokens": step * tokens_per_step,
+                "total/flops": step * flops_per_step,
+                "total/seconds": seconds,
+            }
+            if peak:
+                line["speed/mfu"] = window_steps * flops_per_step / elapsed / (peak * mesh.size)
+            bar.set_postfix_str(f"loss {line['train/loss']:.3f}, {line['speed/tokens_per_second']:,.0f} tokens/s")
+            window_steps = 0
+            if eval_due:
+                result = evaluate(state)
+                line |= result
+                bar.write(f"step {step:>7,}  " + "  ".join(f"{name} {value:.3f}" for name, value in result.items()))
+            writer.write(step, line)
+            if save_due:
+                host = {"seconds": seconds, "corpus": corpus.fingerprint}
+                checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
+                saved_at = time.perf_counter()
+            if stop and not last:
+                checkpoints.close()
+                bar.close()
+                print(f"{signals.received}: saved after step {step}; the same command goes on from there")
+                raise SystemExit(signals.exit_code)
+            clock = time.perf_counter()
+        checkpoints.close()
+
+    result = result or evaluate(state)  # empty: stopped between the last step and DONE
+    done.write_text(json.dumps({"step": steps} | result) + "\n")
+    say_what_next(workdir, objective.headline, result)
+    return result
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens now."""
+    return every > 0 and step % every == 0
+
+
+def print_table(
+    config: Config,
+    corpus: Corpus,
+    mesh: jax.sharding.Mesh,
+    shapes: Any,
+    compiled: jax.stages.Compiled,
+    flops_per_step: int,
+    compile_seconds: float,
+    workdir: epath.Path,
+    start: int,
+) -> None:
+    """One table of what is about to run."""
+    tokens = config.train.batch_size * config.data.sequence_length
+    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    memory = compiled.memory_analysis()
+    gigabytes = "not known"
+    if memory is not None:
+        used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        gigabytes = f"{(used + memory.temp_size_in_bytes) / 2**30:.2f} GiB per device"
+    devices = jax.devices()
+    table = {
+        "run": f"{workdir}" + (f", goes on from step {start:,}" if start else ""),
+        "model": f"{config.model.layers} x {config.model.hidden}, {config.model.heads} heads, {config.model.position}; "
+        f"objective {config.objective.name}; {parameters:,} parameters",
+        "step": f"{config.train.batch_size} x {config.data.sequence_length} = {tokens:,} tokens, "
+        f"{flops_per_step / tokens / 1e6:,.1f} MFLOP per token; {config.train.steps:,} steps",
+        "devices": f"{len(devices)} x {devices[0].device_kind}, mesh {dict(mesh.shape)}, {gigabytes}",
+        "corpus": f"{config.data.source}: {corpus.train_tokens:,} tokens in {corpus.vocab_size:,} pieces "
+        f"({config.train.steps * tokens / max(corpus.train_tokens, 1):.1f} passes), "
+        f"{corpus.valid_tokens:,} held out, fingerprint {corpus.fingerprint[:12]}",
+        "compiled": f"in {compile_seconds:.1f} s",
+    }
+    print("\n".join(f"  {name:<9} {text}" for name, text in table.items()), flush=True)
+
+
+def say_what_next(workdir: epath.Path, headline: str, result: dict[str, float]) -> None:
+    """The held-out result, and the command that shows what was learnt."""
+    print(f"\nheld-out {headline.replace('_', ' ')} {result[f'eval/{headline}']:.3f} nats", end="")
+    if "eval/mlm_accuracy" in result:
+        print(f", {100 * result['eval/mlm_accuracy']:.1f} % of the masked pieces right", end="")
+    if "eval/unigram_loss" in result:
+        print(f"; guessing by frequency alone {result['eval/unigram_loss']:.3f}", end="")
+    print(f"\n\n  python -m jaxpretrain.predict --workdir {workdir} 'Returns the [MASK] of the list.'")
+
+
+if __name__ == "__main__":
+    cli.run(main)

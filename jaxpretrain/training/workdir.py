@@ -1,0 +1,112 @@
+"""A run's folder: which run it belongs to, and what lies beside the checkpoints."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
+from jaxpretrain.training.checkpoint import restore_params
+
+
+def read_config(workdir: epath.Path) -> Config | None:
+    """The resolved config of the run in a folder; None where there is no run.
+
+    Raises:
+        ConfigError: config.json is damaged, or from another version.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
+
+
+def open_workdir(config: Config, workdir: epath.Path) -> None:
+    """Makes the folder, or checks that the run in it is the one that the config describes.
+
+    Raises:
+        ConfigError: naming the fields that differ; nothing is overwritten.
+    """
+    known = read_config(workdir)
+    if known is not None:
+        differing = changed_fields(known, config)
+        if differing:
+            raise ConfigError(
+                f"{workdir} holds a run with another config ({'; '.join(differing)}): give another --workdir"
+            )
+    elif workdir.exists() and any(workdir.glob("checkpoints/*")):
+        raise ConfigError(f"{workdir} has checkpoints but no config.json: restore it, or give another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(config: Config, workdir: epath.Path) -> None:
+    """Writes config.json whole or not at all."""
+    temporary = workdir / "config.json.tmp"
+    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+@contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds the workdir against a second run on this machine, for as long as the process lives.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if "://" in str(workdir):  # buckets have no locks
+        yield
+        return
+    with Path(workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{workdir} is in use by another run: wait for it or give another --workdir") from None
+        yield
+
+
+def check_resume(config: Config, corpus_fingerprint: str, host: dict[str, Any], step: int, workdir: epath.Path) -> None:
+    """Whether a restored state can go on under this config and corpus.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if host["corpus"] != corpus_fingerprint:
+        raise ConfigError(
+            f"data.source={config.data.source!r}: the text is not the one that {workdir} was trained on so far "
+            f"(fingerprint {corpus_fingerprint[:12]}, was {host['corpus'][:12]}): restore it, or start anew in "
+            f"another --workdir, with --config.init_from={workdir} to keep what was learnt"
+        )
+    if step > config.train.steps:
+        raise ConfigError(f"train.steps={config.train.steps}: {workdir} is already at step {step}; it can only go up")
+
+
+def params_of_run(workdir: str, like: Any) -> Any:
+    """The best parameters of another run, placed as `like` (a tree of `jax.ShapeDtypeStruct` with shardings).
+
+    Raises:
+        ConfigError: naming the parameter that does not fit.
+    """
+    values, _ = restore_params(epath.Path(workdir) / "checkpoints", "best")
+    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(like)}
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(values)}
+    for name in sorted(set(wanted) | set(found)):
+        here = wanted[name].shape if name in wanted else "absent"
+        there = found[name].shape if name in found else "absent"
+        if here != there:
+            raise ConfigError(f"init_from={workdir!r}: parameter {name} is {there} there and {here} in this config")
+    return jax.tree.unflatten(
+        jax.tree.structure(like),
+        [jax.device_put(found[name].astype(x.dtype), x.sharding) for name, x in wanted.items()],
+    )
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
