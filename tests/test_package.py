@@ -1,6 +1,7 @@
 """The package as installed: what importing it brings along, and that it says which version it is."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pkgutil
@@ -33,12 +34,21 @@ def packages_loaded_by(*modules: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_every_module_imports_without_tensorflow_or_torch():
-    modules = [m.name for m in pkgutil.walk_packages(jaxpretrain.__path__, "jaxpretrain.")]
-    assert "jaxpretrain.config" in modules
-    loaded = packages_loaded_by(*modules)
-    assert "jaxpretrain" in loaded
-    assert not loaded & {"tensorflow", "torch", "keras", "apache_beam"}
+MODULES = [module.name for module in pkgutil.walk_packages(jaxpretrain.__path__, "jaxpretrain.")]
+COMMANDS = [name for name in MODULES if "flags.DEFINE" in Path(importlib.util.find_spec(name).origin).read_text()]
+HEAVY = {"tensorflow", "torch", "keras", "apache_beam"}
+
+
+def test_library_imports_without_tensorflow_or_torch():
+    library = [name for name in MODULES if name not in COMMANDS]
+    assert "jaxpretrain.config" in library
+    assert not packages_loaded_by(*library) & HEAVY
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_imports_without_tensorflow_or_torch(command: str):
+    # One at a time: commands are programs of their own, and may give the same name to a flag.
+    assert not packages_loaded_by(command) & HEAVY
 
 
 def test_package_and_config_import_without_jax():
