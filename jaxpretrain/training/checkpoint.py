@@ -116,7 +116,7 @@ class Checkpointer:
 
         Args:
             like: the state as a tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
-            step: this one and no other.
+            step: this one and no other; later ones stay, and are newer to the next restore.
 
         Raises:
             CheckpointError: if there are checkpoints but none is intact, or it does not fit `like`.

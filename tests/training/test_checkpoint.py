@@ -282,6 +282,15 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path: Path):
     ]
 
 
+def test_retention_after_going_back_leaves_later_ones(tmp_path: Path):
+    saved(tmp_path, 10, 20).close()
+    checkpointer = Checkpointer(tmp_path, keep=1, keep_best=False)
+    checkpointer.restore(like(make_state()), 10)
+    checkpointer.save(15, make_state(15), {})
+    checkpointer.wait()
+    assert checkpointer.steps() == [15, 20]
+
+
 def test_retention_without_best_and_of_foreign_files(tmp_path: Path):
     for name in ("notes.txt", "00000001.damaged/host.json", "old/host.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

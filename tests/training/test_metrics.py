@@ -59,6 +59,7 @@ def test_values_at_the_same_step_share_a_line(tmp_path: Path):
     writer.write(2, {"a": 2.123456789})
     writer.write(2, {"b": 3})
     writer.write(2, {"a": 4})  # shorter than what was there
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('\n{"step": 2, "a": 4, "b": 3}\n')
     writer.write(3, {"a": 5})
     expected = [{"step": 1, "a": 1}, {"step": 2, "a": 4, "b": 3}, {"step": 3, "a": 5}]
     assert read(tmp_path) == expected
