@@ -64,7 +64,7 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Loaded:
         raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
     tokenizer = Tokenizer.load(workdir)
     params, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
-    return Loaded(config, tokenizer, build(config, tokenizer.vocab_size), params, found)
+    return Loaded(config, tokenizer, build(config, tokenizer.vocab_size), jax.tree.map(jnp.asarray, params), found)
 
 
 def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:

@@ -11,7 +11,9 @@ This file is the whole loop; what it calls is a library.
 """
 
 import json
+import sys
 import time
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -119,14 +121,16 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
 
     rate = schedule(config.optim, steps)
     tokens_per_step, headline = batch_size * length, f"eval/{objective.headline}"
-    window_steps = 0
+    window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes
     result: dict[str, float] = {}
+    redraw = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
 
     def read(step: int, metrics: dict[str, Any]) -> None:
         """Takes in the metrics of a step, waiting for it where it still runs."""
         metrics = jax.device_get(metrics)
         if not metrics["finite"]:
+            checkpoints.wait()
             saved = max(checkpoints.steps(), default=0)
             raise cli.Failure(
                 f"step {step}: loss, gradient or update is not finite (gradient norm {metrics['grad_norm']:.3g}); the "
@@ -137,9 +141,10 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         window.add({"grad_norm": (metrics["grad_norm"], 1), "update_norm": (metrics["update_norm"], 1)})
 
     with (
-        MetricWriter(workdir, start) as writer,
+        closing(checkpoints),
+        closing(MetricWriter(workdir, start if restored else None)) as writer,
         Signals() as signals,
-        tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05) as bar,
+        tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=redraw, smoothing=0.05) as bar,
     ):
         previous = None
         clock = saved_at = time.perf_counter()
@@ -189,12 +194,11 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
                 checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
                 saved_at = time.perf_counter()
             if stop and not last:
-                checkpoints.close()
+                checkpoints.wait()
                 bar.close()
                 print(f"{signals.received}: saved after step {step}; the same command goes on from there")
                 raise SystemExit(signals.exit_code)
             clock = time.perf_counter()
-        checkpoints.close()
 
     result = result or evaluate(state)  # empty: stopped between the last step and DONE
     done.write_text(json.dumps({"step": steps} | result) + "\n")
