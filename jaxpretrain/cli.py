@@ -1,14 +1,15 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
+import difflib
 import runpy
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxpretrain.config import Config, ConfigError, validate
+from jaxpretrain.config import Config, ConfigError, flatten, validate
 from jaxpretrain.training.checkpoint import CheckpointError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,19 +61,34 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
-            if not arguments and len(rest) > 1:
-                raise ConfigError(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
-            return rest
-        except (KeyError, AttributeError) as error:
-            # ml_collections raises these for a field that the config does not have.
-            return fail(f"{str(error).strip(chr(39))} (is it a field of the config? see jaxpretrain/config.py)")
+        except (KeyError, AttributeError):  # what ml_collections raises for a field that the config does not have
+            return fail(_unknown_field(argv))
         except (flags.Error, ValueError, TypeError, OSError) as error:
-            return fail(error)
+            return fail(_last_line(error))
+        if not arguments and len(rest) > 1:
+            return fail(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
+        return rest
 
     def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it did not find
         try:
             main(argv)
         except (ConfigError, Failure, CheckpointError, OSError) as error:
             fail(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _unknown_field(argv: list[str]) -> str:
+    names = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
+    known = flatten(Config())
+    unknown = [name for name in names if name not in known] or names
+    close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "jaxpretrain/config.py lists them"
+    return f"the config has no field {unknown[0]!r}: {hint}"
+
+
+def _last_line(error: Exception) -> str:
+    """An error of a config's file comes with its whole stack trace: what counts is the end of it."""
+    last = str(error).strip().splitlines()[-1].strip()
+    return last.removeprefix("jaxpretrain.config.ConfigError: ")

@@ -44,7 +44,10 @@ def open_workdir(config: Config, workdir: epath.Path) -> None:
             )
     elif workdir.exists() and any(workdir.glob("checkpoints/*")):
         raise ConfigError(f"{workdir} has checkpoints but no config.json: restore it, or give another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror or error})") from error
 
 
 def write_config(config: Config, workdir: epath.Path) -> None:
