@@ -1,6 +1,7 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
 import difflib
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -91,4 +92,7 @@ def _unknown_field(argv: list[str]) -> str:
 def _last_line(error: Exception) -> str:
     """An error of a config's file comes with its whole stack trace: what counts is the end of it."""
     last = str(error).strip().splitlines()[-1].strip()
+    missing = re.search(r"No such file or directory: '(.*)'$", last)
+    if missing:
+        return f"--config={missing[1]}: no such file"
     return last.removeprefix("jaxpretrain.config.ConfigError: ")
