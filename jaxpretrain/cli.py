@@ -34,7 +34,7 @@ def recipe() -> Config:
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """Prints one line on stderr and ends the program."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {_one_line(str(message))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -65,7 +65,7 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
         except (KeyError, AttributeError):  # what ml_collections raises for a field that the config does not have
             return fail(_unknown_field(argv))
         except (flags.Error, ValueError, TypeError, OSError) as error:
-            return fail(_last_line(error))
+            return fail(error)
         if not arguments and len(rest) > 1:
             return fail(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
         return rest
@@ -89,10 +89,10 @@ def _unknown_field(argv: list[str]) -> str:
     return f"the config has no field {unknown[0]!r}: {hint}"
 
 
-def _last_line(error: Exception) -> str:
-    """An error of a config's file comes with its whole stack trace: what counts is the end of it."""
-    last = str(error).strip().splitlines()[-1].strip()
-    missing = re.search(r"No such file or directory: '(.*)'$", last)
-    if missing:
-        return f"--config={missing[1]}: no such file"
-    return last.removeprefix("jaxpretrain.config.ConfigError: ")
+def _one_line(message: str) -> str:
+    """An error in a config's file comes with its whole stack trace: what counts is the end of it."""
+    if "Traceback" in message or "Configuration is not available" in message:
+        message = message.strip().splitlines()[-1].removeprefix("jaxpretrain.config.ConfigError: ")
+        missing = re.search(r"No such file or directory: '(.*)'", message)
+        message = f"--config={missing[1]}: no such file" if missing else message
+    return " ".join(message.split())
