@@ -1,6 +1,7 @@
 """`prepare`: from the source to a cache folder of token streams, with whatever number of processes.
 
-Words are counted, the tokenizer is trained on the counts, the text is encoded. The bytes written depend on the text and the settings alone. A cache folder holds
+Words are counted, the tokenizer is trained on the counts, the text is encoded. The bytes written
+depend on the text and the settings alone. A cache folder holds
 
     manifest.json      settings, numbers, size and digest of every file
     tokenizer.model
@@ -221,6 +222,11 @@ def _build(
                 f"data.source={config.source!r} holds {documents} documents: two are needed at least, "
                 "one to train on and one to evaluate with (a blank line ends a document)"
             )
+        lowest, highest = min(unit.lowest for unit in counted), max(unit.highest for unit in counted)
+        if lowest == highest:
+            raise ConfigError(
+                f"data.source={config.source!r} holds 1 different document, {documents} times: two are needed"
+            )
         merged = scratch / "words.tsv"
         budget = _merge_counts([unit.spill for unit in counted], merged, config.tokenizer_sample_mb << 20)
         with _bar("tokenizer", 1, progress) as bar:
@@ -235,8 +241,7 @@ def _build(
         merged.unlink()
         model = tokenizer.save(scratch)
         # However small the corpus, one document is held out and one is not.
-        below = max(int(config.held_out * _HASH_RANGE), min(unit.lowest for unit in counted) + 1)
-        below = min(below, max(unit.highest for unit in counted))
+        below = min(max(int(config.held_out * _HASH_RANGE), lowest + 1), highest)
         encoded = _over_units(
             _encode_unit, [(unit, i, scratch, model, below) for i, unit in enumerate(units)], pool, "encoding", progress
         )

@@ -6,14 +6,16 @@ share the work and fixed by the source alone, so that the result does not depend
 
 import bz2
 import codecs
+import contextlib
 import glob
 import gzip
 import importlib
+import importlib.util
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,12 +177,12 @@ def _text_documents(piece: TextRange, warnings: list[str]) -> Iterator[str]:
     length = 0
     for line in _lines(_blocks(piece), piece.path, warnings):
         blank = not line or line.isspace()
+        if lines and (blank or length + len(line) > _LONGEST_DOCUMENT):
+            yield "\n".join(lines)
+            lines, length = [], 0
         if not blank:
             lines.append(line)
             length += len(line)
-        if lines and (blank or length >= _LONGEST_DOCUMENT):
-            yield "\n".join(lines)
-            lines, length = [], 0
     if lines:
         yield "\n".join(lines)
 
@@ -277,8 +279,10 @@ def _builder(name: str) -> Any:
         except ModuleNotFoundError:
             continue
     try:
-        return tfds.builder(name, file_format="array_record", try_gcs=False)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError, AssertionError) as error:
+        with contextlib.suppress(tfds.core.DatasetNotFoundError):
+            return tfds.builder(name, file_format="array_record", try_gcs=False)
+        return tfds.builder(name, try_gcs=False)  # one whose code is elsewhere: read from its prepared files
+    except (ValueError, AssertionError) as error:
         raise ConfigError(f"data.source='tfds:{name}': {_first_line(error)}") from error
 
 
@@ -300,11 +304,24 @@ def _cut_records(value: str, unit_bytes: int) -> Iterator[Records]:
 
 
 def _prepare_data_set(builder: Any, name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        return
+    if isinstance(builder, tfds.core.BeamBasedBuilder):
+        # Asked before the download: the builder itself would find out hours later.
+        for module in ("apache_beam", "mwparserfromhell"):
+            if not importlib.util.find_spec(module):
+                raise ConfigError(
+                    f"data.source='tfds:{name}' must be generated first, and that needs {module}: "
+                    "pip install 'jaxpretrain[wikipedia]'"
+                )
     try:
         builder.download_and_prepare()
     except ImportError as error:
-        extra = f"{error.name or error} is missing; pip install 'jaxpretrain[wikipedia]'"
-        raise ConfigError(f"data.source='tfds:{name}' must be generated first: {extra}") from error
+        raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {_first_line(error)}") from error
+    except OSError as error:  # no network is one too
+        raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {_first_line(error)}") from error
 
 
 def _text_feature(builder: Any, name: str) -> str:
@@ -322,7 +339,8 @@ def _text_feature(builder: Any, name: str) -> str:
 def _record_documents(piece: Records) -> Iterator[str]:
     import tensorflow_datasets as tfds
 
-    records: Sequence[Any] = tfds.builder_from_directory(piece.folder).as_data_source(split=piece.split)
+    builder: Any = tfds.builder_from_directory(piece.folder)
+    records = builder.as_data_source(split=piece.split)
     for index in range(piece.start, piece.end):
         value = records[index][piece.feature]
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

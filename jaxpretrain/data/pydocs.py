@@ -1,7 +1,8 @@
 """The default corpus: English prose that lies on every machine this package runs on.
 
-The topics that Python keeps for `help()`, and the docstrings of the standard library and of our dependencies. The
-sources are parsed, never imported. What is not prose (code, tables, signatures) goes, and what is said twice goes too.
+The topics that Python keeps for `help()`, and the docstrings, other strings and comments of the standard library and of
+our dependencies. Sources are parsed, never imported. What is not prose (code, tables, signatures) goes, and what is
+said twice goes too.
 """
 
 import ast
@@ -51,8 +52,8 @@ DISTRIBUTIONS = (
 _SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = ("pydoc_data/topics.py", "pydoc_data/module_docs.py")
 
-_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-
+_SHORTEST = 30  # characters that can hold a sentence
+_COMMENT = re.compile(r"(?m)^[ \t]*#.*\n(?:[ \t]*#.*\n)+")
 _ITEM = re.compile(r"(?:[*+\-•]|\(?\d{1,2}[.)]|:\w+(?: [\w*]+)?:|\.\. \w+:: ?(?:\d[\w.]*)?|\.\. \[\w+\])\s+")
 _NAMED = re.compile(r"\*{0,2}`{0,2}[\w.*, ]{1,40}`{0,2}(?: ?\([^)]*\))? ?:\s+(?=\S)")  # Google: `axis: The axis …`
 _TYPED = re.compile(r"[\w*., `\[\]]+ : ")  # NumPy: `axis : int`, its text follows on the next line
@@ -146,23 +147,19 @@ def paragraphs_of(path: Path) -> list[list[str]]:
     A module is one document; each of Python's help topics is one too.
     """
     try:
-        tree = ast.parse(path.read_bytes())
+        source = path.read_bytes()
+        tree = ast.parse(source)
     except (SyntaxError, ValueError, OSError, RecursionError):  # a template, another Python's syntax
         return []
+    strings = list(_strings(tree))
     if path.as_posix().endswith(_TOPICS):
-        texts = [
-            [node.value]
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value
-        ]
+        texts = [[text] for text in strings]
     else:
-        texts = [list(_docstrings(tree))]
+        texts = [[*strings, *_comments(source.decode("utf-8", "replace"))]]
     documents = []
     for document in texts:
-        prose = [
-            paragraph for text in document for paragraph in _paragraphs(inspect.cleandoc(text)) if _is_prose(paragraph)
-        ]
-        if prose:
+        paragraphs = (paragraph for text in document for paragraph in _paragraphs(inspect.cleandoc(text)))
+        if prose := [paragraph for paragraph in paragraphs if _is_prose(paragraph)]:
             documents.append(prose)
     return documents
 
@@ -206,14 +203,25 @@ def _hash(word: str) -> int:
     return zlib.crc32(data) << 32 | zlib.adler32(data)
 
 
-def _docstrings(node: ast.AST) -> Iterator[str]:
-    """Docstrings of a module and of all that is defined in it, outside of function bodies' expressions."""
-    if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node, clean=False)):
-        yield text
-    for field in ("body", "orelse", "handlers", "finalbody"):
-        for child in getattr(node, field, None) or ():
-            if isinstance(child, ast.stmt | ast.ExceptHandler):
-                yield from _docstrings(child)
+def _strings(tree: ast.Module) -> Iterator[str]:
+    """String constants in the order of the source: docstrings, and documentation that is kept in variables.
+
+    f-strings are left out: what is between their fields is seldom a sentence.
+    """
+    stack: list[ast.AST] = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and len(node.value) >= _SHORTEST:
+                yield node.value
+        elif not isinstance(node, ast.JoinedStr):
+            stack.extend(reversed(list(ast.iter_child_nodes(node))))
+
+
+def _comments(source: str) -> Iterator[str]:
+    """Comments of at least two lines."""
+    for match in _COMMENT.finditer(source):
+        yield re.sub(r"(?m)^[ \t]*#[#!:]*[ ]?", "", match.group())
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -278,7 +286,7 @@ def _clean(lines: list[str]) -> str:
 def _is_prose(text: str) -> bool:
     """Whether a paragraph reads like English sentences: long enough, mostly letters, joined by the usual words."""
     words = text.split()
-    if len(words) < 6 or not text[0].isalnum() or text[-1] not in ".!?:)\"'":
+    if len(words) < (6 if text[-1:] in tuple(".!?:)\"'") else 10) or not text[0].isalnum():
         return False
     letters = sum(map(str.isalpha, text)) + len(words) - 1
     joining = sum(word.lower() in _STOP_WORDS for word in words)
@@ -286,5 +294,5 @@ def _is_prose(text: str) -> bool:
         letters >= 0.85 * len(text)
         and 4 * len(words) <= len(text) <= 12 * len(words)
         and joining >= max(2, 0.15 * len(words))
-        and len(_CODE.findall(text)) <= 0.1 * len(words)
+        and len(_CODE.findall(text)) <= 0.15 * len(words)
     )

@@ -9,14 +9,17 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2 as proto
+from sentencepiece import sentencepiece_model_pb2
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data import text as text_rules
+
+_Model: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<neither>")
 PAD, UNK, CLS, SEP, MASK, NEITHER = range(len(SPECIAL_PIECES))
@@ -57,7 +60,7 @@ class Tokenizer:
 
     def __init__(self, model: bytes):
         """Takes the bytes of a model file that `train` or `adopt` made."""
-        parsed = proto.ModelProto.FromString(model)
+        parsed = _Model.FromString(model)
         self.model = model
         self.lowercase = parsed.normalizer_spec.name == f"{_FORMAT}/lowercase"
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -197,7 +200,7 @@ def train(counts: Iterable[tuple[str, int]], folder: Path, *, vocab_size: int, k
     finally:
         words_file.unlink(missing_ok=True)
         seeds_file.unlink(missing_ok=True)
-    parsed = proto.ModelProto.FromString(model.getvalue())
+    parsed = _Model.FromString(model.getvalue())
     parsed.trainer_spec.ClearField("input")  # scratch paths: the same text must give the same bytes
     parsed.trainer_spec.ClearField("seed_sentencepieces_file")
     return _with_rules(parsed, lowercase)
@@ -211,7 +214,7 @@ def adopt(path: str | Path, lowercase: bool) -> Tokenizer:
     """
     path = Path(path).expanduser()
     parsed = _parse(_read(path, "data.tokenizer"), path, "data.tokenizer")
-    kinds = proto.ModelProto.SentencePiece
+    kinds = _Model.SentencePiece
     for i, name in enumerate(SPECIAL_PIECES):
         kind = kinds.UNKNOWN if i == UNK else kinds.CONTROL
         if i >= len(parsed.pieces) or parsed.pieces[i].piece != name or parsed.pieces[i].type != kind:
@@ -225,7 +228,7 @@ def adopt(path: str | Path, lowercase: bool) -> Tokenizer:
     return _with_rules(parsed, lowercase)
 
 
-def _with_rules(parsed: proto.ModelProto, lowercase: bool) -> Tokenizer:
+def _with_rules(parsed: Any, lowercase: bool) -> Tokenizer:
     """The model with `words` and `normalise` in place of its own normalisation."""
     spec = parsed.normalizer_spec
     spec.name = f"{_FORMAT}/lowercase" if lowercase else f"{_FORMAT}/cased"
@@ -256,9 +259,9 @@ def _read(path: Path, field: str) -> bytes:
         raise ConfigError(f"{field}: cannot read {path}: {error.strerror}") from error
 
 
-def _parse(model: bytes, path: Path, field: str) -> proto.ModelProto:
+def _parse(model: bytes, path: Path, field: str) -> Any:
     try:
-        parsed = proto.ModelProto.FromString(model)
+        parsed = _Model.FromString(model)
     except DecodeError as error:
         raise ConfigError(f"{field}: {path} is not a SentencePiece model") from error
     if not parsed.pieces:
