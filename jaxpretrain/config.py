@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 POSITIONS = ("absolute", "relative", "absolute_untied", "tupe_a", "tupe_r")
-OBJECTIVES = ("mlm",)
+OBJECTIVES = ("mlm", "electra", "mcbert")
+CANDIDATE_POSITIONS = ("all", "masked")
+REPEATS = ("mean", "compound")
 DTYPES = ("auto", "float32", "bfloat16", "float64")
 ATTENTIONS = ("plain", "fused")
 LAYER_LOOPS = ("auto", "scan", "unroll")
@@ -71,6 +73,15 @@ class ObjectiveConfig:
     mask_rate: float = 0.15  # share of a sequence's positions that are predicted
     mask_share: float = 0.8  # of these: become [MASK]
     random_share: float = 0.1  # of these: become a random piece; the rest stay as they are
+    # ELECTRA's generator and MC-BERT's meta controller, the second network:
+    divider: int = 2  # its width, heads and FFN are the model's, divided
+    auxiliary_layers: int = 0  # its depth; 0: the model's
+    loss_weight: float = 50.0  # of the main model's loss; the second network's counts 1
+    temperature: float = 1.0  # of the softmax that pieces are drawn from
+    # MC-BERT's questions:
+    candidates: int = 10  # k, <neither> included
+    candidates_at: str = "all"  # all | masked: where questions are asked
+    distinct: bool = False  # leave repeated candidates, and the truth among the wrong ones, out of the choice
 
 
 @dataclass
@@ -78,6 +89,16 @@ class NotesConfig:
     """TNF's note dictionary."""
 
     enabled: bool = False
+    weight: float = 0.5  # λ, the note's share of the input
+    rate: float = 0.1  # γ, the context's share of the updated note
+    window: int = 16  # k, pieces either side that belong to a context
+    min_count: int = 0  # occurrences in the training text that make a word rare; 0: by the size of the corpus
+    max_count: int = 0
+    single_piece: bool = False  # words of one piece may have notes too
+    capacity: int = 16  # occurrences a sequence, at most; the rest are neither read nor written
+    repeats: str = "mean"  # mean | compound: what several occurrences of a word in one step do
+    sharded: bool = False  # rows spread over all devices instead of a copy on each
+    auxiliary_reads: bool = False  # the generator or meta controller reads notes too
 
 
 @dataclass
@@ -262,6 +283,18 @@ def workdir_name(config: Config, recipe: Config) -> str:
     return "runs/" + "-".join(parts)
 
 
+def narrowed(config: Config) -> ModelConfig:
+    """The second network: a generator (ELECTRA) or meta controller (MC-BERT), the model divided by `divider`."""
+    model, objective = config.model, config.objective
+    return dataclasses.replace(
+        model,
+        hidden=model.hidden // objective.divider,
+        heads=model.heads // objective.divider,
+        ffn=model.ffn // objective.divider,
+        layers=objective.auxiliary_layers or model.layers,
+    )
+
+
 def validate(config: Config) -> None:
     """Checks every field, alone and against the others.
 
@@ -277,7 +310,7 @@ def validate(config: Config) -> None:
         check(flatten(config)[name] in choices, name, "one of " + ", ".join(choices))
 
     model, data, train, optim = config.model, config.data, config.train, config.optim
-    objective, evaluation, checkpoint = config.objective, config.eval, config.checkpoint
+    objective, checkpoint = config.objective, config.checkpoint
 
     one_of("model.position", POSITIONS)
     one_of("model.dtype", DTYPES)
@@ -319,7 +352,24 @@ def validate(config: Config) -> None:
     check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
     rest = 1 - objective.mask_share
     check(0 <= objective.random_share <= rest + 1e-9, "objective.random_share", f"in [0, {rest:.3g}]")
+    one_of("objective.candidates_at", CANDIDATE_POSITIONS)
+    check(objective.loss_weight > 0, "objective.loss_weight", "above 0")
+    check(objective.temperature > 0, "objective.temperature", "above 0")
+    check(objective.candidates >= 2, "objective.candidates", "at least 2")
+    check(objective.auxiliary_layers >= 0, "objective.auxiliary_layers", "0 or more")
+    divider = objective.divider
+    check(divider >= 1, "objective.divider", "at least 1")
+    if objective.name != "mlm":
+        for name in ("hidden", "heads", "ffn"):
+            size = getattr(model, name)
+            check(size % divider == 0, "objective.divider", f"a divisor of model.{name}={size}")
     check(not config.notes.enabled, "notes.enabled", "False: notes are not built yet")
+    one_of("notes.repeats", REPEATS)
+    check(0 < config.notes.weight < 1, "notes.weight", "in (0, 1)")
+    check(0 < config.notes.rate <= 1, "notes.rate", "in (0, 1]")
+    for name in ("notes.window", "notes.min_count", "notes.max_count"):
+        check(flatten(config)[name] >= 0, name, "0 or more")
+    check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
     check(optim.learning_rate > 0, "optim.learning_rate", "above 0")
     check(0 <= optim.beta1 < 1, "optim.beta1", "in [0, 1)")
     check(0 <= optim.beta2 < 1, "optim.beta2", "in [0, 1)")
@@ -327,4 +377,3 @@ def validate(config: Config) -> None:
     divisor = f"a multiple of train.accumulation={train.accumulation}"
     check(train.batch_size % train.accumulation == 0, "train.batch_size", divisor)
     check(0 <= train.seed < 2**31, "train.seed", "in [0, 2³¹)")
-    del evaluation

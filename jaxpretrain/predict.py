@@ -21,7 +21,7 @@ from jax import Array
 
 from jaxpretrain import cli
 from jaxpretrain.config import Config, ConfigError
-from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
 from jaxpretrain.objectives import Objective, build
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import read_config
@@ -62,7 +62,7 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Loaded:
     config = read_config(workdir)
     if config is None:
         raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
-    tokenizer = Tokenizer.load(workdir)
+    tokenizer = Tokenizer.load(str(workdir))
     params, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
     return Loaded(config, tokenizer, build(config, tokenizer.vocab_size), jax.tree.map(jnp.asarray, params), found)
 
@@ -76,12 +76,12 @@ def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     return [CLS, *ids[: limit - 2], SEP]
 
 
-def batches(rows: Sequence[list[int]], size: int) -> list[np.ndarray]:
-    """Rows padded to a power of two, `size` at a time, so that few shapes are compiled."""
+def batches(rows: Sequence[list[int]], size: int, limit: int) -> list[np.ndarray]:
+    """Rows padded to a power of two (or the limit), `size` at a time, so that few shapes are compiled."""
     out = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        length = 1 << max(len(row) - 1 for row in part).bit_length()
+        length = min(limit, 1 << max(len(row) - 1 for row in part).bit_length())
         tokens = np.full((len(part), length), PAD, np.int32)
         for i, row in enumerate(part):
             tokens[i, : len(row)] = row
@@ -91,13 +91,13 @@ def batches(rows: Sequence[list[int]], size: int) -> list[np.ndarray]:
 
 def encoder_of(run: Loaded) -> Callable[[np.ndarray], Array]:
     """Tokens [B, T] → contextual vectors [B, T, hidden]."""
-    objective, limit = run.objective, max_length(run)
+    objective = run.objective
 
     @jax.jit
     def encode(tokens: Array) -> Array:
         return objective.encoder.apply(objective.main(run.params), tokens, padding=tokens == PAD)
 
-    return lambda tokens: encode(tokens[:, :limit])
+    return encode
 
 
 def max_length(run: Loaded) -> int:
@@ -107,38 +107,49 @@ def max_length(run: Loaded) -> int:
 
 def fill_masks(run: Loaded, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
     """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
-    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
+    rows = [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
 
     @jax.jit
-    def best(x: Array) -> tuple[Array, Array]:
-        logits = run.objective.logits(run.params, x)
-        special = jnp.arange(logits.shape[-1]) <= MASK + 1
+    def best(tokens: Array, positions: Array) -> tuple[Array, Array]:
+        logits = run.objective.fill(run.params, tokens, positions)
+        special = jnp.arange(logits.shape[-1]) <= NEITHER
         return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
 
     answers: list[list[dict[str, float]]] = []
-    for tokens in batches(rows, batch_size):
-        vectors = encode(tokens)
-        for i, row in enumerate(tokens):
-            masks = np.flatnonzero(row == MASK)
-            found = []
-            if len(masks):
-                probabilities, pieces = jax.device_get(best(vectors[i, masks]))
-                for p, ids in zip(probabilities, pieces, strict=True):
-                    words = [run.tokenizer.id_to_piece(int(j)).replace("▁", "") or "▁" for j in ids]
-                    found.append(dict(zip(words, p.astype(float).tolist(), strict=True)))
-            answers.append(found)
+    for tokens in batches(rows, batch_size, max_length(run)):
+        masks = [np.flatnonzero(row == MASK) for row in tokens]
+        positions = np.zeros((len(tokens), max(1, *map(len, masks))), np.int32)
+        for row, found in zip(positions, masks, strict=True):
+            row[: len(found)] = found
+        probabilities, pieces = jax.device_get(best(tokens, positions))
+        for i, found in enumerate(masks):
+            answers.append(
+                [
+                    {
+                        shown(run.tokenizer, piece): float(p)
+                        for piece, p in zip(pieces[i, j], probabilities[i, j], strict=True)
+                    }
+                    for j in range(len(found))
+                ]
+            )
     return answers
+
+
+def shown(tokenizer: Tokenizer, piece: int) -> str:
+    """A piece as a person reads it: no mark for the space before it, a hyphen where it goes on inside a word."""
+    text = tokenizer.id_to_piece(int(piece))
+    bare = text.removeprefix("▁") or text
+    return f"-{bare}" if bare == text and text.isalnum() else bare
 
 
 def embed(run: Loaded, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
     """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
     encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
     found = []
-    for tokens in batches(rows, batch_size):
+    for tokens in batches(rows, batch_size, max_length(run)):
         here = jnp.asarray((tokens != PAD) & (tokens != CLS) & (tokens != SEP), jnp.float32)
         vectors = encode(tokens).astype(jnp.float32)
-        here = here[:, : vectors.shape[1], None]
-        found.append(np.asarray((vectors * here).sum(1) / jnp.maximum(here.sum(1), 1)))
+        found.append(np.asarray((vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)))
     return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
 
 

@@ -14,10 +14,12 @@ import json
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from tqdm import tqdm
@@ -87,7 +89,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     else:
         state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
         if config.init_from:
-            state = state.replace(params=params_of_run(config.init_from, like.params))
+            state = replace(state, params=params_of_run(config.init_from, like.params))
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"
     if start == steps and done.exists():
@@ -173,7 +175,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
             seconds += elapsed
             line = {f"train/{name}": value for name, value in window.take().items()}
             line |= {
-                "train/learning_rate": float(rate(step - 1)),
+                "train/learning_rate": float(np.asarray(rate(step - 1))),
                 "speed/tokens_per_second": window_steps * tokens_per_step / elapsed,
                 "speed/step_ms": 1e3 * elapsed / window_steps,
                 "total/tokens": step * tokens_per_step,

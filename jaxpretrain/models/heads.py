@@ -20,8 +20,17 @@ class MLMHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
-        """x [..., hidden], table [V, E] → float32 (at least) [..., V]."""
+    def __call__(self, x: Array, table: Array, candidates: Array | None = None) -> Array:
+        """Scores, float32 at least.
+
+        Args:
+            x: [..., hidden].
+            table: [V, E].
+            candidates: int [..., k], the only pieces to score; None: all.
+
+        Returns:
+            [..., V], or [..., k].
+        """
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
         vocab_size, width = table.shape
@@ -30,8 +39,47 @@ class MLMHead(nn.Module):
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype, name="norm")(x)
         bias = self.param("bias", nn.initializers.zeros, (vocab_size,))
         logits_dtype = jnp.promote_types(self.dtype, jnp.float32)
+        if candidates is not None:
+            return candidate_scores(x, table, candidates).astype(logits_dtype) + bias[candidates]
         product = jnp.einsum("...e,ve->...v", x, table.astype(self.dtype), preferred_element_type=logits_dtype)
         return product + bias
+
+
+class DiscriminatorHead(nn.Module):
+    """Vectors to one score each, above 0 for "replaced": dense, GELU, dense (ELECTRA)."""
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [..., hidden] → float32 (at least) [...]."""
+        init = nn.initializers.normal(self.config.initializer_range)
+        x = nn.Dense(self.config.hidden, kernel_init=init, dtype=self.dtype, name="dense")(x)
+        x = jax.nn.gelu(x, approximate=False)
+        x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="score")(x)[..., 0]
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class TableMap(nn.Module):
+    """The token table for a network of another width: [V, E] → [V, width] (MC-BERT's meta controller)."""
+
+    width: int
+    initializer_range: float
+
+    @nn.compact
+    def __call__(self, table: Array) -> Array:
+        return nn.Dense(self.width, kernel_init=nn.initializers.normal(self.initializer_range), name="map")(table)
+
+
+@jax.checkpoint
+def candidate_scores(x: Array, table: Array, candidates: Array) -> Array:
+    """Products with a few rows of the table: x [..., E], table [V, E], candidates int [..., k] → float32 [..., k].
+
+    Written as a sum so that the gather fuses into it, and gathered again for the gradient: [..., k, E] never exists.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return (x[..., None, :].astype(dtype) * table[candidates].astype(x.dtype).astype(dtype)).sum(-1)
 
 
 def take_positions(x: Array, positions: Array) -> Array:

@@ -2,9 +2,11 @@
 
 from jaxpretrain.config import Config
 from jaxpretrain.objectives.base import Objective
+from jaxpretrain.objectives.electra import ELECTRA
+from jaxpretrain.objectives.mcbert import MCBERT
 from jaxpretrain.objectives.mlm import MLM
 
-OBJECTIVES: dict[str, type[Objective]] = {"mlm": MLM}
+OBJECTIVES: dict[str, type[Objective]] = {"mlm": MLM, "electra": ELECTRA, "mcbert": MCBERT}
 
 
 def build(config: Config, vocab_size: int) -> Objective:

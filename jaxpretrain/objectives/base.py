@@ -9,6 +9,7 @@ from jaxpretrain.config import Config
 from jaxpretrain.models.encoder import Encoder
 
 Params = Any  # a nested dict of arrays
+Metrics = dict[str, tuple[Array, Array]]  # name → (sum, weight)
 Batch = dict[str, Array]  # at least tokens: int [B, T] and rows: int [B], the rows of the global batch
 
 
@@ -21,7 +22,7 @@ class Aux:
         contexts: the main model's vectors, [B, T, hidden], from which notes are taken.
     """
 
-    metrics: dict[str, tuple[Array, Array]]
+    metrics: Metrics
     contexts: Array
 
 
@@ -57,6 +58,6 @@ class Objective(Protocol):
         """The parameters of the encoder that pre-training is for."""
         ...
 
-    def logits(self, params: Params, x: Array) -> Array:
-        """Scores over the vocabulary, [..., V], of contextual vectors [..., hidden]."""
+    def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
+        """Scores over the vocabulary at masked positions: tokens int [B, T], positions int [B, P] → [B, P, V]."""
         ...

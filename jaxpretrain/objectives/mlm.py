@@ -11,7 +11,30 @@ from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, compute_dtype
 from jaxpretrain.models.heads import MLMHead, take_positions
-from jaxpretrain.objectives.base import Aux, Batch, Params
+from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params
+
+
+def mlm_loss(logits: Array, labels: Array, weights: Array) -> tuple[Array, Metrics]:
+    """Cross-entropy at the masked positions.
+
+    Args:
+        logits: float [B, P, V].
+        labels: int [B, P], the original tokens.
+        weights: float [B, P], summing to 1 over the global batch; 0 where nothing was masked.
+
+    Returns:
+        The weighted sum, and loss, accuracy and probability of the truth as metrics.
+    """
+    log_likelihood = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
+    chosen = (weights > 0).astype(logits.dtype)
+    right = (logits.argmax(-1) == labels).astype(logits.dtype)
+    count = chosen.sum()
+    metrics = {
+        "mlm_loss": (-(log_likelihood * chosen).sum(), count),
+        "mlm_accuracy": ((right * chosen).sum(), count),
+        "mlm_probability": ((jnp.exp(log_likelihood) * chosen).sum(), count),
+    }
+    return -(log_likelihood * weights).sum(), metrics
 
 
 class MLM:
@@ -51,20 +74,16 @@ class MLM:
             keys=None if key is None else row_keys(key, batch["rows"]),
         )
         logits = self.logits(params, take_positions(contexts, batch["positions"]))
-        log_likelihood = jnp.take_along_axis(logits, batch["labels"][..., None], -1)[..., 0]
-        nll = jax.nn.logsumexp(logits, -1) - log_likelihood
-        chosen = (batch["weights"] > 0).astype(nll.dtype)
-        right = (logits.argmax(-1) == batch["labels"]).astype(nll.dtype)
-        metrics = {
-            "mlm_loss": ((nll * chosen).sum(), chosen.sum()),
-            "mlm_accuracy": ((right * chosen).sum(), chosen.sum()),
-        }
-        return (nll * batch["weights"]).sum(), Aux(metrics=metrics, contexts=contexts)
+        loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
+        return loss, Aux(metrics=metrics, contexts=contexts)
 
     def main(self, params: Params) -> Params:
-        """The parameters of the encoder that pre-training is for."""
         return params["encoder"]
 
     def logits(self, params: Params, x: Array) -> Array:
         """Scores over the vocabulary, [..., V], of contextual vectors [..., hidden]."""
         return self.head.apply({"params": params["head"]}, x, params["encoder"]["embedder"]["tokens"])  # type: ignore
+
+    def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
+        x = self.encoder.apply(params["encoder"], tokens, padding=tokens == PAD)
+        return self.logits(params, take_positions(x, positions))

@@ -1,5 +1,6 @@
 """The mesh and where each array lies on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ BATCH_AXES = ("data", "fsdp")
 SMALL = 2**14  # entries below which an array is kept whole on every device
 
 
-def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices as (data, fsdp).
 
     Raises:

@@ -1,5 +1,6 @@
 """One step of training, and one of evaluation: pure functions of the state and a batch."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,11 +10,9 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from jaxpretrain.objectives.base import Aux, Batch, Objective
+from jaxpretrain.objectives.base import Aux, Batch, Metrics, Objective
 from jaxpretrain.training.sharding import replicated
 from jaxpretrain.training.state import TrainState
-
-Metrics = dict[str, tuple[Array, Array]]  # name → (sum, weight)
 
 
 def train_step(
@@ -50,8 +49,8 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-    new_state = state.replace(
-        step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+    new_state = replace(
+        state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
     new_state = jax.tree.map(partial(select, finite), new_state, state)
     metrics = {"loss": (loss, jnp.ones(())), **metrics}

@@ -1,0 +1,133 @@
+"""ELECTRA (Clark et al., "Pre-training Text Encoders as Discriminators Rather Than Generators", arXiv 2003.10555).
+
+A generator, a small masked language model, fills the [MASK]s; its guesses are drawn from its softmax and put into the
+text. The discriminator, the main model, tells at every position whether the token is the original. A guess that equals
+the original counts as original. Loss: generator's MLM + 50 · discriminator's binary cross-entropy, each a mean over its
+positions. The networks share the token table, and the position table where positions are added to the input.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from jaxpretrain.config import Config, narrowed
+from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.data.tokenizer import PAD
+from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.heads import DiscriminatorHead, MLMHead, take_positions
+from jaxpretrain.objectives.base import Aux, Batch, Params
+from jaxpretrain.objectives.mlm import mlm_loss
+from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
+
+SHARED = ("tokens", "positions", "segments")  # tables of the embedder that are the main model's
+
+
+class ELECTRA:
+    """Discriminator and generator, trained together."""
+
+    headline = "discriminator_loss"
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        self.config = config
+        self.vocab_size = vocab_size
+        max_positions = config.model.max_positions or config.data.sequence_length
+        self.encoder = Encoder(config.model, vocab_size, max_positions)
+        width = config.model.embedding or config.model.hidden
+        self.generator = Encoder(dataclasses.replace(narrowed(config), embedding=width), vocab_size, max_positions)
+        dtype = compute_dtype(config.model)
+        self.head = DiscriminatorHead(config.model, dtype)
+        self.generator_head = MLMHead(self.generator.config, dtype)
+
+    def init(self, key: Array) -> Params:
+        keys = jax.random.split(key, 4)
+        encoder, generator = self.encoder.init(keys[0]), self.generator.init(keys[1])
+        x = jnp.zeros((1, self.generator.config.hidden))
+        generator_head = self.generator_head.init(keys[2], x, generator["embedder"]["tokens"])["params"]
+        for table in SHARED:
+            generator["embedder"].pop(table, None)
+        return {
+            "encoder": encoder,
+            "head": self.head.init(keys[3], jnp.zeros((1, self.config.model.hidden)))["params"],
+            "generator": generator,
+            "generator_head": generator_head,
+        }
+
+    def corrupt(self, batch: Batch, key: Array) -> Batch:
+        mask_key, draw_key = jax.random.split(key)
+        masked = mask_tokens(batch["tokens"], batch["rows"], mask_key, self.config.objective, self.vocab_size)
+        chosen = masked.chosen.astype(jnp.float32)
+        present = (batch["tokens"] != PAD).astype(jnp.float32)
+        return {
+            **batch,
+            "inputs": masked.inputs,
+            "positions": masked.positions,
+            "labels": masked.labels,
+            "weights": chosen / jnp.maximum(chosen.sum(), 1),
+            "present": present / jnp.maximum(present.sum(), 1),
+            "draw_keys": row_keys(draw_key, batch["rows"]),
+        }
+
+    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+        config = self.config.objective
+        tokens, positions, padding = batch["tokens"], batch["positions"], batch["tokens"] == PAD
+        keys = None if key is None else row_keys(key, batch["rows"])
+        x = self.generator_contexts(params, batch["inputs"], padding, keys)
+        masked_x = take_positions(x, positions)
+        logits = self.logits(params, masked_x)
+        generator_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
+
+        numbers = uniforms(batch["draw_keys"], positions.shape[1], 1)
+        rows = max(1, len(tokens) // jax.device_count())
+        guesses = over_chunks(
+            lambda logits, uniform: draw(logits / config.temperature, uniform),
+            (lax.stop_gradient(logits), numbers),
+            rows,
+        )[..., 0]
+        guesses = jnp.where(batch["weights"] > 0, guesses, batch["labels"])
+        inputs = jax.vmap(lambda row, p, g: row.at[p].set(g))(tokens, positions, guesses)
+        replaced = (inputs != tokens).astype(jnp.float32)
+
+        contexts = self.encoder.apply(
+            params["encoder"],
+            inputs,
+            padding=padding,
+            keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
+        )
+        scores: Array = self.head.apply({"params": params["head"]}, contexts)  # type: ignore[assignment]
+        losses = optax.sigmoid_binary_cross_entropy(scores, replaced)
+        present = (~padding).astype(losses.dtype)
+        right = ((scores > 0) == (replaced > 0)).astype(losses.dtype) * present
+        count, replaced_count = present.sum(), (replaced * present).sum()
+        metrics |= {
+            "discriminator_loss": ((losses * present).sum(), count),
+            "discriminator_accuracy": (right.sum(), count),
+            "discriminator_recall": ((right * replaced).sum(), replaced_count),
+            "replaced_share": (replaced_count, count),
+        }
+        loss = generator_loss + config.loss_weight * (losses * batch["present"]).sum()
+        return loss, Aux(metrics=metrics, contexts=contexts)
+
+    def generator_contexts(self, params: Params, inputs: Array, padding: Array, keys: Array | None) -> Array:
+        """The generator's vectors, [B, T, its hidden]."""
+        tables = params["encoder"]["embedder"]
+        shared = {name: tables[name] for name in SHARED if name in tables}
+        generator = params["generator"]
+        generator = generator | {"embedder": generator["embedder"] | shared}
+        return self.generator.apply(generator, inputs, padding=padding, keys=keys)
+
+    def logits(self, params: Params, x: Array) -> Array:
+        """The generator's scores over the vocabulary, [..., V]."""
+        table = params["encoder"]["embedder"]["tokens"]
+        return self.generator_head.apply({"params": params["generator_head"]}, x, table)  # type: ignore[return-value]
+
+    def main(self, params: Params) -> Params:
+        return params["encoder"]
+
+    def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
+        """Scores over the vocabulary at masked positions, [B, P, V]: by the generator, which alone sees [MASK]s."""
+        x = self.generator_contexts(params, tokens, tokens == PAD, None)
+        return self.logits(params, take_positions(x, positions))

@@ -1,0 +1,202 @@
+"""MC-BERT (Xu et al., "MC-BERT: Efficient Language Pre-Training via a Meta Controller", arXiv 2006.05744).
+
+A small masked language model, the meta controller, trains beside the main model and sets it multiple-choice questions:
+
+1. the controller sees the text with [MASK]s and learns to fill them (loss: MLM);
+2. from its softmax, k candidates are drawn at every position; where the text was masked, the main model's input becomes
+   the first draw;
+3. which candidate stood here? Candidate 0 is `<neither>`, the answer where nothing was changed; where something was,
+   candidate 1 is the original, and the answer. The rest are draws: they get harder as the controller gets better.
+
+The controller reads the main model's token table through a linear map, which serves its output layer too; both share
+the output bias. Loss: controller + 50 · choice, each a mean over its positions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array, lax
+
+from jaxpretrain.config import Config, narrowed
+from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.data.tokenizer import NEITHER, PAD
+from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.heads import MLMHead, TableMap, take_positions
+from jaxpretrain.objectives.base import Aux, Batch, Params
+from jaxpretrain.objectives.mlm import mlm_loss
+from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
+
+
+@struct.dataclass
+class Questions:
+    """What the meta controller asks.
+
+    Attributes:
+        inputs: int [B, T], the main model's input.
+        candidates: int [B, T, k].
+        answers: int [B, T], 0 or 1.
+    """
+
+    inputs: Array
+    candidates: Array
+    answers: Array
+
+
+def ask(samples: Array, tokens: Array, masked: Array) -> Questions:
+    """Questions from draws.
+
+    Args:
+        samples: int [B, T, k], drawn from the controller's softmax.
+        tokens: int [B, T], the text.
+        masked: bool [B, T], where the controller saw [MASK].
+    """
+    inputs = jnp.where(masked, samples[..., 0], tokens)
+    answers = (inputs != tokens).astype(jnp.int32)
+    candidates = samples.at[..., 0].set(NEITHER)
+    candidates = candidates.at[..., 1].set(jnp.where(answers == 1, tokens, samples[..., 1]))
+    return Questions(inputs=inputs, candidates=candidates, answers=answers)
+
+
+def repeated(questions: Questions, tokens: Array) -> Array:
+    """Bool [B, T, k]: candidates that stand there already, and the truth where `<neither>` is the answer."""
+    candidates = questions.candidates
+    earlier = jnp.tril(candidates[..., :, None] == candidates[..., None, :], -1).any(-1)
+    truth = (candidates == tokens[..., None]) & (questions.answers == 0)[..., None]
+    return earlier | truth
+
+
+class MCBERT:
+    """Main model and meta controller, trained together."""
+
+    headline = "choice_loss"
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        self.config = config
+        self.vocab_size = vocab_size
+        max_positions = config.model.max_positions or config.data.sequence_length
+        self.encoder = Encoder(config.model, vocab_size, max_positions)
+        self.controller = Encoder(narrowed(config), vocab_size, max_positions)
+        dtype = compute_dtype(config.model)
+        self.head = MLMHead(config.model, dtype)
+        self.controller_head = MLMHead(self.controller.config, dtype)
+        self.table_map = TableMap(self.controller.config.hidden, config.model.initializer_range)
+
+    def init(self, key: Array) -> Params:
+        keys = jax.random.split(key, 5)
+        encoder, controller = self.encoder.init(keys[0]), self.controller.init(keys[1])
+        del controller["embedder"]["tokens"]  # the main model's, mapped
+        table = encoder["embedder"]["tokens"]
+        table_map = self.table_map.init(keys[2], table)["params"]
+        x = jnp.zeros((1, self.controller.config.hidden))
+        controller_head = dict(self.controller_head.init(keys[4], x, jnp.zeros((2, x.shape[-1])))["params"])
+        del controller_head["bias"]  # the main head's
+        return {
+            "encoder": encoder,
+            "head": self.head.init(keys[3], jnp.zeros((1, self.config.model.hidden)), table)["params"],
+            "controller": controller,
+            "controller_head": controller_head,
+            "table_map": table_map,
+        }
+
+    def corrupt(self, batch: Batch, key: Array) -> Batch:
+        mask_key, draw_key = jax.random.split(key)
+        masked = mask_tokens(batch["tokens"], batch["rows"], mask_key, self.config.objective, self.vocab_size)
+        chosen = masked.chosen.astype(jnp.float32)
+        at_mask = jax.vmap(lambda p, c: jnp.zeros(batch["tokens"].shape[1], bool).at[p].max(c))
+        is_masked = at_mask(masked.positions, masked.chosen)
+        asked = batch["tokens"] != PAD
+        if self.config.objective.candidates_at == "masked":
+            asked = is_masked
+        asked = asked.astype(jnp.float32)
+        return {
+            **batch,
+            "inputs": masked.inputs,
+            "masked": is_masked,
+            "positions": masked.positions,
+            "labels": masked.labels,
+            "weights": chosen / jnp.maximum(chosen.sum(), 1),
+            "asked": asked / jnp.maximum(asked.sum(), 1),
+            "draw_keys": row_keys(draw_key, batch["rows"]),
+        }
+
+    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+        config = self.config.objective
+        keys = None if key is None else row_keys(key, batch["rows"])
+        contexts = self.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, keys)
+        logits = self.controller_logits(params, take_positions(contexts, batch["positions"]))
+        controller_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
+
+        questions = ask(self.draw(params, contexts, batch), batch["tokens"], batch["masked"])
+        x = self.encoder.apply(
+            params["encoder"],
+            questions.inputs,
+            padding=batch["tokens"] == PAD,
+            keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
+        )
+        scores = self.choice_scores(params, x, questions.candidates)
+        if config.distinct:
+            scores = jnp.where(repeated(questions, batch["tokens"]), -jnp.inf, scores)
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), questions.answers[..., None], -1)[..., 0]
+        right = (scores.argmax(-1) == questions.answers).astype(nll.dtype)
+        asked = (batch["asked"] > 0).astype(nll.dtype)
+        changed = asked * questions.answers
+        metrics |= {
+            "choice_loss": ((nll * asked).sum(), asked.sum()),
+            "choice_accuracy": ((right * asked).sum(), asked.sum()),
+            "choice_accuracy_changed": ((right * changed).sum(), changed.sum()),
+            "choice_accuracy_neither": ((right * (asked - changed)).sum(), (asked - changed).sum()),
+            "neither_share": ((asked - changed).sum(), asked.sum()),
+        }
+        loss = controller_loss + config.loss_weight * (nll * batch["asked"]).sum()
+        return loss, Aux(metrics=metrics, contexts=x)
+
+    def draw(self, params: Params, contexts: Array, batch: Batch) -> Array:
+        """Candidates at every position, int [B, T, k], from the controller's softmax; no gradient."""
+        config = self.config.objective
+        tokens = batch["tokens"]
+        frozen = lax.stop_gradient(params)
+        table = self.controller_table(frozen)
+
+        def draw_chunk(x: Array, uniform: Array) -> Array:
+            return draw(self.controller_logits(frozen, x, table) / config.temperature, uniform)
+
+        rows = max(1, len(tokens) // jax.device_count())
+        if config.candidates_at == "all":
+            numbers = uniforms(batch["draw_keys"], tokens.shape[1], config.candidates)
+            return over_chunks(draw_chunk, (lax.stop_gradient(contexts), numbers), rows)
+        positions = batch["positions"]
+        numbers = uniforms(batch["draw_keys"], positions.shape[1], config.candidates)
+        drawn = over_chunks(draw_chunk, (take_positions(lax.stop_gradient(contexts), positions), numbers), rows)
+        everywhere = jnp.broadcast_to(tokens[..., None], (*tokens.shape, config.candidates))
+        return jax.vmap(lambda all_, p, d: all_.at[p].set(d))(everywhere, positions, drawn)
+
+    def controller_table(self, params: Params) -> Array:
+        """The token table as the controller sees it, [V, its hidden]."""
+        return self.table_map.apply({"params": params["table_map"]}, params["encoder"]["embedder"]["tokens"])  # type: ignore
+
+    def controller_contexts(self, params: Params, inputs: Array, padding: Array, keys: Array | None) -> Array:
+        """The controller's vectors, [B, T, its hidden]."""
+        controller = params["controller"]
+        embedder = controller["embedder"] | {"tokens": self.controller_table(params)}
+        return self.controller.apply(controller | {"embedder": embedder}, inputs, padding=padding, keys=keys)
+
+    def controller_logits(self, params: Params, x: Array, table: Array | None = None) -> Array:
+        """The controller's scores over the vocabulary, [..., V]."""
+        head = params["controller_head"] | {"bias": params["head"]["bias"]}
+        table = self.controller_table(params) if table is None else table
+        return self.controller_head.apply({"params": head}, x, table)  # type: ignore[return-value]
+
+    def choice_scores(self, params: Params, x: Array, candidates: Array) -> Array:
+        """The main model's scores of the candidates, [B, T, k]."""
+        table = params["encoder"]["embedder"]["tokens"]
+        return self.head.apply({"params": params["head"]}, x, table, candidates)  # type: ignore[return-value]
+
+    def main(self, params: Params) -> Params:
+        return params["encoder"]
+
+    def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
+        """Scores over the vocabulary at masked positions, [B, P, V]: by the controller, which alone sees [MASK]s."""
+        x = self.controller_contexts(params, tokens, tokens == PAD, None)
+        return self.controller_logits(params, take_positions(x, positions))

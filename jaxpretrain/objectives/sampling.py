@@ -1,0 +1,68 @@
+"""Drawing pieces from a softmax over the vocabulary, at many positions and several times each.
+
+A draw is an inverse CDF in two levels: first a block of 256 pieces, then a piece inside it. The probabilities of a
+position are summed once, however many draws it gets, and positions go through in chunks, so nothing of the size
+positions × vocabulary exists but for one chunk.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+BLOCK = 256  # pieces
+CHUNK = 512  # positions at a time, over all sequences of a device
+
+
+def draw(logits: Array, uniforms: Array) -> Array:
+    """Pieces drawn independently, with replacement, from softmax(logits).
+
+    A piece of probability zero is never drawn.
+
+    Args:
+        logits: float [..., V].
+        uniforms: float [..., k, 2], uniform in [0, 1): one for the block, one for the piece.
+
+    Returns:
+        int32 [..., k].
+    """
+    vocab_size = logits.shape[-1]
+    logits = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, -vocab_size % BLOCK)], constant_values=-jnp.inf)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    weights = weights.reshape(*weights.shape[:-1], -1, BLOCK)  # [..., blocks, 256]
+    block = pick(weights.sum(-1)[..., None, :], uniforms[..., 0])  # [..., k]
+    inside = jnp.take_along_axis(weights, block[..., None], axis=-2)  # [..., k, 256]
+    return (block * BLOCK + pick(inside, uniforms[..., 1])).astype(jnp.int32)
+
+
+def pick(weights: Array, uniform: Array) -> Array:
+    """The index i with probability weights_i / Σ weights: weights [..., k or 1, n], uniform [..., k] → [..., k]."""
+    cumulative = jnp.cumsum(weights, -1)
+    beyond = cumulative > uniform[..., None] * cumulative[..., -1:]
+    # A parallel cumulative sum rounds differently at neighbouring places: without the second condition an index of
+    # weight zero could be the first beyond. Where rounding leaves none, the heaviest is taken.
+    found = beyond & (weights > 0)
+    return jnp.where(found.any(-1), found.argmax(-1), weights.argmax(-1))
+
+
+def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> Array:
+    """Maps over slices of the positions, all sequences at once, so that a batch stays spread as it is.
+
+    Args:
+        function: of arrays [B, t, …] to one [B, t, …].
+        sequences: arrays [B, T, …].
+        rows: sequences per device: t is the largest divisor of T with rows · t positions within `CHUNK`.
+    """
+    length = sequences[0].shape[1]
+    size = max(t for t in range(1, length + 1) if length % t == 0 and (t == 1 or rows * t <= CHUNK))
+    if size == length:
+        return function(*sequences)
+    split = [jnp.moveaxis(x.reshape(len(x), length // size, size, *x.shape[2:]), 1, 0) for x in sequences]
+    out = lax.map(lambda chunk: function(*chunk), tuple(split))
+    return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], length, *out.shape[3:])
+
+
+def uniforms(keys: Array, length: int, draws: int) -> Array:
+    """Uniforms for `draw`, [B, T, k, 2], from one key per sequence."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (length, draws, 2)))(keys)
