@@ -25,10 +25,12 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -48,6 +50,7 @@ _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
 _COUNTED_CHUNKS = 1 << 20  # different ones held in memory by a process
 _COUNTED_CHARACTERS = 1 << 28
 _HASH_RANGE = 1 << 64
+_ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -69,6 +72,7 @@ class Corpus:
     train_shards: tuple[Path, ...]
     valid_shards: tuple[Path, ...]
     counts: np.ndarray = field(compare=False, repr=False)  # int64 [V], of the training stream
+    note_rows: int = 0  # rare words in the note dictionary
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ def prepare(config: DataConfig, *, progress: bool = True) -> Corpus:
             _log.warning("%s; the corpus is prepared again", error)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             _build(config, parts, own, settings, scratch, progress)
@@ -292,10 +299,14 @@ def _pool(workers: int) -> Iterator[Executor | None]:
     try:
         yield pool
         pool.shutdown()
-    except BaseException:
+    except BaseException as error:
         for child in set(multiprocessing.active_children()) - before:
             child.terminate()
         pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ConfigError(
+                f"data.workers={workers}: a process was killed while preparing, probably for want of memory; use fewer"
+            ) from error
         raise
     finally:
         sys.modules["__main__"] = main

@@ -160,14 +160,20 @@ def _cut_file(path: str, unit_bytes: int) -> Iterator[TextRange]:
 
 
 def _next_cut(file: IO[bytes], position: int, size: int) -> int:
-    """The end of the first blank line after `position`; where there is none nearby, of a line, or of a character."""
+    """The end of the first blank line after `position`; where there is none nearby, of a line, or of a character.
+
+    Nearby is as far as a document reaches before it is cut anyway.
+    """
     if position >= size:
         return size
     file.seek(position)
     window = file.read(_BLOCK)
-    for pattern in (rb"\n[ \t\r]*\n", rb"\n", rb"[\x00-\x7f\xc0-\xff]"):
-        if match := re.search(pattern, window):
-            return position + (match.start() if pattern.startswith(b"[") else match.end())
+    if match := re.search(rb"\n[ \t\r]*\n", window):
+        return position + match.end()
+    if position + len(window) >= size:
+        return size  # the last document
+    if match := re.search(rb"\n|(?=[\x00-\x7f\xc0-\xff])", window):
+        return position + match.end()
     return size
 
 

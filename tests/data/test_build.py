@@ -292,6 +292,34 @@ def _group_alive(group: int) -> bool:
     return True
 
 
+def test_what_a_killed_process_left_is_removed_later(text_file: Path, tmp_path: Path, corpus: Corpus):
+    old, new = (tmp_path / f".{corpus.folder.name}.{name}" for name in ("old", "new"))
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    prepare(small(text_file, tmp_path), progress=False)
+    assert not old.exists()
+    assert new.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed(text_file: Path, tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "many.txt").write_text("\n\n".join(paragraphs(20_000)))
+    cache = tmp_path / "cache"
+    command = [sys.executable, str(script), f"text:{tmp_path / 'many.txt'}", str(cache)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not list(cache.glob(".*/words-*")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert "ConfigError: data.workers=2: a process was killed while preparing" in errors
+    assert list(cache.iterdir()) == []
+
+
 def test_manifest_tells_what_it_is(corpus: Corpus, text_file: Path):
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
     assert manifest["settings"]["source"][0][:2] == ["text", str(text_file)]
