@@ -363,7 +363,8 @@ def validate(config: Config) -> None:
         for name in ("hidden", "heads", "ffn"):
             size = getattr(model, name)
             check(size % divider == 0, "objective.divider", f"a divisor of model.{name}={size}")
-    check(not config.notes.enabled, "notes.enabled", "False: notes are not built yet")
+    if config.notes.enabled:
+        check(model.embedding in (0, model.hidden), "model.embedding", f"model.hidden={model.hidden} with notes")
     one_of("notes.repeats", REPEATS)
     check(0 < config.notes.weight < 1, "notes.weight", "in (0, 1)")
     check(0 < config.notes.rate <= 1, "notes.rate", "in (0, 1]")

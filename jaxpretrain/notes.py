@@ -14,11 +14,14 @@ that sees a piece masked or replaced must not be told what stood there.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array, lax
 
 from jaxpretrain.config import NotesConfig
 from jaxpretrain.models.encoder import InputNotes
+
+NONE = np.iinfo(np.int32).max  # the row of no word
 
 
 @struct.dataclass
@@ -39,10 +42,10 @@ class Occurrences:
     """Where rare words stand in a batch, at most C a sequence.
 
     Attributes:
-        ids: int32 [B, C], rows of the table; N where there is no occurrence, which gathers and scatters drop.
+        ids: int32 [B, C], rows of the table; `NONE` where there is no occurrence, which gathers and scatters drop.
         starts: int32 [B, C], the first piece.
         ends: int32 [B, C], one past the last.
-        overflow: int32 [], occurrences of the batch beyond the capacity; they are neither read nor written.
+        overflow: int32 [B], occurrences beyond the capacity; they are neither read nor written.
     """
 
     ids: Array
@@ -56,13 +59,12 @@ def init(key: Array, rows: int, width: int, scale: float) -> Notes:
     return Notes(table=scale * jax.random.normal(key, (rows, width)), written=jnp.full(rows, -1, jnp.int32))
 
 
-def find(words: Array, rows: int, capacity: int) -> Occurrences:
+def find(words: Array, capacity: int) -> Occurrences:
     """The occurrences that a batch's word marks describe.
 
     Args:
         words: int32 [B, T]: 0, or 2 (1 + row) + (1 at the first piece of an occurrence). A word cut by the border of
             the sequence has no marks.
-        rows: N.
         capacity: C.
     """
     length = words.shape[1]
@@ -75,24 +77,28 @@ def find(words: Array, rows: int, capacity: int) -> Occurrences:
         after = lax.cummin(border[::-1])[::-1]
         end = jnp.append(after[1:], length)
         order, starts = lax.top_k(jnp.where(first, length - place, 0), min(capacity, length))
-        ids = jnp.where(order > 0, words[starts] // 2 - 1, rows)
+        ids = jnp.where(order > 0, words[starts] // 2 - 1, NONE)
         return ids, starts, end[starts], jnp.maximum(first.sum() - capacity, 0)
 
     ids, starts, ends, overflow = jax.vmap(one)(words)
-    return Occurrences(ids=ids, starts=starts, ends=ends, overflow=overflow.sum())
+    return Occurrences(ids=ids, starts=starts, ends=ends, overflow=overflow)
 
 
 def intact(occurrences: Occurrences, tokens: Array, inputs: Array) -> Array:
-    """Bool [B, C]: the occurrences whose pieces all stand in the input as they do in the text."""
+    """Bool [B, C]: the occurrences whose pieces all stand in the input, int [B, T], as they do in the text."""
     changed = jnp.cumsum(jnp.pad(tokens != inputs, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
     before = jnp.take_along_axis(changed, occurrences.starts, 1)
-    return jnp.take_along_axis(changed, occurrences.ends, 1) == before
+    unchanged = jnp.take_along_axis(changed, occurrences.ends, 1) == before
+    return unchanged & (occurrences.ids != NONE)
 
 
 def lookup(notes: Notes, occurrences: Occurrences, tokens: Array, inputs: Array, config: NotesConfig) -> InputNotes:
-    """What is mixed into the input of a network that sees `inputs`, int [B, T], in place of `tokens`."""
+    """What is mixed into the input of a network that sees `inputs`, int [B, T], in place of `tokens`.
+
+    No gradient flows into the table.
+    """
     place = jnp.arange(tokens.shape[1])
-    shown = intact(occurrences, tokens, inputs) & (occurrences.ids < len(notes.table))
+    shown = intact(occurrences, tokens, inputs)
     inside = (occurrences.starts[..., None] <= place) & (place < occurrences.ends[..., None]) & shown[..., None]
     # Occurrences do not overlap: at most one of the C holds at each place.
     ids = jnp.where(inside, occurrences.ids[..., None], 0).sum(1)
@@ -109,12 +115,18 @@ def contexts_of(contexts: Array, padding: Array, occurrences: Occurrences, windo
         occurrences: of the batch.
         window: k.
     """
-    place = jnp.arange(contexts.shape[1])
-    near = (place >= occurrences.starts[..., None] - window) & (place < occurrences.ends[..., None] + window)
+    near = around(occurrences, contexts.shape[1], window)
     near = (near & ~padding[:, None, :]).astype(contexts.dtype)
     dtype = jnp.promote_types(contexts.dtype, jnp.float32)
     sums = jnp.einsum("bct,bth->bch", near, lax.stop_gradient(contexts), preferred_element_type=dtype)
     return sums / jnp.maximum(near.astype(dtype).sum(-1), 1)[..., None]
+
+
+def around(occurrences: Occurrences, length: int, window: int) -> Array:
+    """Bool [B, C, T]: the places of each occurrence and `window` either side."""
+    place = jnp.arange(length)
+    near = (place >= occurrences.starts[..., None] - window) & (place < occurrences.ends[..., None] + window)
+    return near & (occurrences.ids != NONE)[..., None]
 
 
 def update(notes: Notes, ids: Array, values: Array, step: Array, config: NotesConfig) -> Notes:
@@ -125,7 +137,7 @@ def update(notes: Notes, ids: Array, values: Array, step: Array, config: NotesCo
 
     Args:
         notes: before.
-        ids: int [M], rows; N: no occurrence.
+        ids: int [M], rows; `NONE`: no occurrence.
         values: float [M, H], contexts.
         step: int [], the number of this step.
         config: rate γ and the rule for repeats.
@@ -140,12 +152,13 @@ def update(notes: Notes, ids: Array, values: Array, step: Array, config: NotesCo
     return Notes(table=table, written=notes.written.at[ids].set(step, mode="drop"))
 
 
-def summary(notes: Notes, step: Array) -> dict[str, Array]:
+def summary(notes: Notes, step: Array, rows: int) -> dict[str, Array]:
     """The state of the dictionary: a pass over the table, so for evaluation and not for every step.
 
     Args:
         notes: the table.
         step: int [], steps taken.
+        rows: words in the dictionary; the table may have more, to divide among devices.
 
     Returns:
         `norm`: mean length of a note; `age`: mean number of steps since a note that was ever written was; and
@@ -153,4 +166,5 @@ def summary(notes: Notes, step: Array) -> dict[str, Array]:
     """
     ever = notes.written >= 0
     age = jnp.where(ever, step - notes.written, 0).sum() / jnp.maximum(ever.sum(), 1)
-    return {"norm": jnp.linalg.norm(notes.table, axis=-1).mean(), "age": age, "share_written": ever.mean()}
+    norm = jnp.linalg.norm(notes.table[:rows], axis=-1).mean()
+    return {"norm": norm, "age": age, "share_written": ever.sum() / rows}

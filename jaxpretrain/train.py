@@ -75,9 +75,9 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 
     # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.
-    init = partial(init_state, objective=objective, optimizer=optimizer)
+    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=corpus.note_rows)
     shapes = jax.eval_shape(init, config.train.seed)
-    places = sharding.state_sharding(mesh, shapes)
+    places = sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded)
     like = sharding.with_sharding(shapes, places)
     checkpoints = Checkpointer(
         workdir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
@@ -110,9 +110,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     batch = sharding.put_batch(next(stream), on_rows)
 
     # Compile ahead: what is wrong in shapes or memory shows now, and the table tells what is about to run.
-    step_function = partial(
-        train_step, objective=objective, optimizer=optimizer, accumulation=config.train.accumulation, mesh=mesh
-    )
+    step_function = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
     began = time.perf_counter()
     take_step = jax.jit(step_function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile()
     compile_seconds = time.perf_counter() - began

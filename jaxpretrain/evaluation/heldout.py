@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxpretrain.config import Config
 from jaxpretrain.data.batches import eval_batches
 from jaxpretrain.data.build import Corpus
+from jaxpretrain.notes import summary
 from jaxpretrain.objectives import Objective
 from jaxpretrain.training.metrics import Average
 from jaxpretrain.training.sharding import batch_sharding, local_rows, put_batch, replicated
@@ -25,7 +26,8 @@ class Evaluation:
     def __init__(self, config: Config, corpus: Corpus, objective: Objective, mesh: Mesh) -> None:
         counts = np.asarray(corpus.counts, np.float64) + 1  # add-one: a piece may be absent from the training text
         self._unigram = jax.device_put(np.log(counts / counts.sum()).astype(np.float32), replicated(mesh))
-        self._step = jax.jit(partial(eval_step, objective=objective, mask_key=jax.random.key(MASK_SEED)))
+        self._step = jax.jit(partial(eval_step, objective=objective, config=config, mask_key=jax.random.key(MASK_SEED)))
+        self._summary = jax.jit(partial(summary, rows=corpus.note_rows))
         self._config, self._corpus, self._mesh = config, corpus, mesh
 
     def __call__(self, state: TrainState) -> dict[str, float]:
@@ -46,4 +48,8 @@ class Evaluation:
         ]
         for metrics in jax.device_get(pending):
             total.add(metrics)
-        return {f"eval/{name}": value for name, value in total.take().items()}
+        result = {f"eval/{name}": value for name, value in total.take().items()}
+        if state.notes is not None:
+            of_table = jax.device_get(self._summary(state.notes, state.step))
+            result |= {f"notes/{name}": float(value) for name, value in of_table.items()}
+        return result

@@ -2,15 +2,18 @@
 
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxpretrain.config import Config
-from jaxpretrain.models.encoder import Encoder
+from jaxpretrain import notes as notes_lib
+from jaxpretrain.config import Config, NotesConfig
+from jaxpretrain.models.encoder import Encoder, InputNotes
+from jaxpretrain.notes import Notes
 
 Params = Any  # a nested dict of arrays
 Metrics = dict[str, tuple[Array, Array]]  # name → (sum, weight)
-Batch = dict[str, Array]  # at least tokens: int [B, T] and rows: int [B], the rows of the global batch
+Batch = dict[str, Any]  # tokens: int [B, T]; rows: int [B], those of the global batch; with notes: occurrences
 
 
 @struct.dataclass
@@ -24,6 +27,18 @@ class Aux:
 
     metrics: Metrics
     contexts: Array
+
+
+def read_notes(
+    notes: Notes | None, batch: Batch, inputs: Array, config: NotesConfig
+) -> tuple[InputNotes | None, Metrics]:
+    """The notes that a network which sees `inputs`, int [B, T], has in its input, and how many occurrences that is."""
+    if notes is None:
+        return None, {}
+    occurrences = batch["occurrences"]
+    read = notes_lib.intact(occurrences, batch["tokens"], inputs).sum(dtype=jnp.float32)
+    found = notes_lib.lookup(notes, occurrences, batch["tokens"], inputs, config)
+    return found, {"notes_read": (read, jnp.ones(()))}
 
 
 class Objective(Protocol):
@@ -50,7 +65,7 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+    def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         """The loss of a corrupted batch, or of a part of it; no dropout without a key."""
         ...
 

@@ -7,7 +7,6 @@ positions. The networks share the token table, and the position table where posi
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,10 @@ from jax import Array, lax
 from jaxpretrain.config import Config, narrowed
 from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import PAD
-from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
 from jaxpretrain.models.heads import DiscriminatorHead, MLMHead, take_positions
-from jaxpretrain.objectives.base import Aux, Batch, Params
+from jaxpretrain.notes import Notes
+from jaxpretrain.objectives.base import Aux, Batch, Params, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
 from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
 
@@ -71,11 +71,14 @@ class ELECTRA:
             "draw_keys": row_keys(draw_key, batch["rows"]),
         }
 
-    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+    def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         config = self.config.objective
         tokens, positions, padding = batch["tokens"], batch["positions"], batch["tokens"] == PAD
         keys = None if key is None else row_keys(key, batch["rows"])
-        x = self.generator_contexts(params, batch["inputs"], padding, keys)
+        generator_notes = None
+        if self.config.notes.auxiliary_reads:
+            generator_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
+        x = self.generator_contexts(params, batch["inputs"], padding, keys, generator_notes)
         masked_x = take_positions(x, positions)
         logits = self.logits(params, masked_x)
         generator_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
@@ -91,10 +94,12 @@ class ELECTRA:
         inputs = jax.vmap(lambda row, p, g: row.at[p].set(g))(tokens, positions, guesses)
         replaced = (inputs != tokens).astype(jnp.float32)
 
+        input_notes, notes_metrics = read_notes(notes, batch, inputs, self.config.notes)
         contexts = self.encoder.apply(
             params["encoder"],
             inputs,
             padding=padding,
+            notes=input_notes,
             keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
         )
         scores: Array = self.head.apply({"params": params["head"]}, contexts)  # type: ignore[assignment]
@@ -102,7 +107,7 @@ class ELECTRA:
         present = (~padding).astype(losses.dtype)
         right = ((scores > 0) == (replaced > 0)).astype(losses.dtype) * present
         count, replaced_count = present.sum(), (replaced * present).sum()
-        metrics |= {
+        metrics |= notes_metrics | {
             "discriminator_loss": ((losses * present).sum(), count),
             "discriminator_accuracy": (right.sum(), count),
             "discriminator_recall": ((right * replaced).sum(), replaced_count),
@@ -111,13 +116,15 @@ class ELECTRA:
         loss = generator_loss + config.loss_weight * (losses * batch["present"]).sum()
         return loss, Aux(metrics=metrics, contexts=contexts)
 
-    def generator_contexts(self, params: Params, inputs: Array, padding: Array, keys: Array | None) -> Array:
+    def generator_contexts(
+        self, params: Params, inputs: Array, padding: Array, keys: Array | None, notes: InputNotes | None = None
+    ) -> Array:
         """The generator's vectors, [B, T, its hidden]."""
         tables = params["encoder"]["embedder"]
         shared = {name: tables[name] for name in SHARED if name in tables}
         generator = params["generator"]
         generator = generator | {"embedder": generator["embedder"] | shared}
-        return self.generator.apply(generator, inputs, padding=padding, keys=keys)
+        return self.generator.apply(generator, inputs, padding=padding, notes=notes, keys=keys)
 
     def logits(self, params: Params, x: Array) -> Array:
         """The generator's scores over the vocabulary, [..., V]."""

@@ -12,7 +12,7 @@ The controller reads the main model's token table through a linear map, which se
 the output bias. Loss: controller + 50 · choice, each a mean over its positions.
 """
 
-from typing import Any
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from jax import Array, lax
 from jaxpretrain.config import Config, narrowed
 from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import NEITHER, PAD
-from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
 from jaxpretrain.models.heads import MLMHead, TableMap, take_positions
-from jaxpretrain.objectives.base import Aux, Batch, Params
+from jaxpretrain.notes import Notes
+from jaxpretrain.objectives.base import Aux, Batch, Params, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
 from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
 
@@ -121,18 +122,23 @@ class MCBERT:
             "draw_keys": row_keys(draw_key, batch["rows"]),
         }
 
-    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+    def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         config = self.config.objective
         keys = None if key is None else row_keys(key, batch["rows"])
-        contexts = self.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, keys)
+        controller_notes = None
+        if self.config.notes.auxiliary_reads:
+            controller_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
+        contexts = self.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, keys, controller_notes)
         logits = self.controller_logits(params, take_positions(contexts, batch["positions"]))
         controller_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
 
         questions = ask(self.draw(params, contexts, batch), batch["tokens"], batch["masked"])
+        input_notes, notes_metrics = read_notes(notes, batch, questions.inputs, self.config.notes)
         x = self.encoder.apply(
             params["encoder"],
             questions.inputs,
             padding=batch["tokens"] == PAD,
+            notes=input_notes,
             keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
         )
         scores = self.choice_scores(params, x, questions.candidates)
@@ -142,7 +148,7 @@ class MCBERT:
         right = (scores.argmax(-1) == questions.answers).astype(nll.dtype)
         asked = (batch["asked"] > 0).astype(nll.dtype)
         changed = asked * questions.answers
-        metrics |= {
+        metrics |= notes_metrics | {
             "choice_loss": ((nll * asked).sum(), asked.sum()),
             "choice_accuracy": ((right * asked).sum(), asked.sum()),
             "choice_accuracy_changed": ((right * changed).sum(), changed.sum()),
@@ -176,11 +182,18 @@ class MCBERT:
         """The token table as the controller sees it, [V, its hidden]."""
         return self.table_map.apply({"params": params["table_map"]}, params["encoder"]["embedder"]["tokens"])  # type: ignore
 
-    def controller_contexts(self, params: Params, inputs: Array, padding: Array, keys: Array | None) -> Array:
-        """The controller's vectors, [B, T, its hidden]."""
+    def controller_contexts(
+        self, params: Params, inputs: Array, padding: Array, keys: Array | None, notes: InputNotes | None = None
+    ) -> Array:
+        """The controller's vectors, [B, T, its hidden]; notes go through the map of the token table."""
+        if notes is not None:
+            mapped = self.table_map.apply({"params": params["table_map"]}, notes.vectors)
+            notes = replace(notes, vectors=mapped)
         controller = params["controller"]
         embedder = controller["embedder"] | {"tokens": self.controller_table(params)}
-        return self.controller.apply(controller | {"embedder": embedder}, inputs, padding=padding, keys=keys)
+        return self.controller.apply(
+            controller | {"embedder": embedder}, inputs, padding=padding, notes=notes, keys=keys
+        )
 
     def controller_logits(self, params: Params, x: Array, table: Array | None = None) -> Array:
         """The controller's scores over the vocabulary, [..., V]."""

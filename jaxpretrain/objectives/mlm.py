@@ -1,7 +1,5 @@
 """Masked language modelling (BERT, arXiv 1810.04805), without the next-sentence task."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,7 +9,8 @@ from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, compute_dtype
 from jaxpretrain.models.heads import MLMHead, take_positions
-from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params
+from jaxpretrain.notes import Notes
+from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params, read_notes
 
 
 def mlm_loss(logits: Array, labels: Array, weights: Array) -> tuple[Array, Metrics]:
@@ -66,16 +65,18 @@ class MLM:
             "weights": chosen / jnp.maximum(chosen.sum(), 1),
         }
 
-    def loss(self, params: Params, batch: Batch, notes: Any, key: Array | None) -> tuple[Array, Aux]:
+    def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
+        input_notes, notes_metrics = read_notes(notes, batch, batch["inputs"], self.config.notes)
         contexts = self.encoder.apply(
             params["encoder"],
             batch["inputs"],
             padding=batch["tokens"] == PAD,
+            notes=input_notes,
             keys=None if key is None else row_keys(key, batch["rows"]),
         )
         logits = self.logits(params, take_positions(contexts, batch["positions"]))
         loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
-        return loss, Aux(metrics=metrics, contexts=contexts)
+        return loss, Aux(metrics=metrics | notes_metrics, contexts=contexts)
 
     def main(self, params: Params) -> Params:
         return params["encoder"]

@@ -1,6 +1,7 @@
 """The mesh and where each array lies on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxpretrain.config import Config, ConfigError
+from jaxpretrain.training.state import TrainState
 
 BATCH_AXES = ("data", "fsdp")
 SMALL = 2**14  # entries below which an array is kept whole on every device
@@ -43,12 +45,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def state_sharding(mesh: Mesh, shapes: Any) -> Any:
+def state_sharding(mesh: Mesh, shapes: TrainState, *, notes_sharded: bool = False) -> TrainState:
     """Parameters and optimizer moments over `fsdp` by their largest divisible axis; small arrays everywhere.
+
+    The note table has a copy on each device, or its rows over all of them.
 
     Args:
         mesh: the devices.
         shapes: the state as `jax.eval_shape` gives it.
+        notes_sharded: where the note table lies.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -59,7 +64,9 @@ def state_sharding(mesh: Mesh, shapes: Any) -> Any:
         axis = max(divisible, key=lambda a: leaf.shape[a])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
-    return jax.tree.map(place, shapes)
+    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES)) if notes_sharded else replicated(mesh)
+    notes = jax.tree.map(lambda _: rows, shapes.notes)
+    return replace(jax.tree.map(place, replace(shapes, notes=None)), notes=notes)
 
 
 def with_sharding(shapes: Any, shardings: Any) -> Any:

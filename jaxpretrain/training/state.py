@@ -8,7 +8,11 @@ import optax
 from flax import struct
 from jax import Array
 
+from jaxpretrain.config import Config
+from jaxpretrain.notes import Notes, init
 from jaxpretrain.objectives.base import Objective
+
+NOTE_ROWS = 256  # the note table has a multiple of this many
 
 
 @struct.dataclass
@@ -26,14 +30,28 @@ class TrainState:
     step: Array
     params: Any
     opt_state: Any
-    notes: Any
+    notes: Notes | None
     rng: Array
 
 
-def init_state(seed: int | Array, objective: Objective, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step. Run it under `jax.jit(…, out_shardings=…)`: each device then makes its part."""
-    init_key, run_key = jax.random.split(jax.random.key(seed))
+def init_state(
+    seed: int | Array, *, objective: Objective, optimizer: optax.GradientTransformation, config: Config, note_rows: int
+) -> TrainState:
+    """The state before the first step. Run it under `jax.jit(…, out_shardings=…)`: each device then makes its part.
+
+    Args:
+        seed: of the run.
+        objective: makes the parameters.
+        optimizer: makes its own state.
+        config: whether there are notes, and how wide.
+        note_rows: words in the dictionary; the table is rounded up so that it divides among devices.
+    """
+    init_key, notes_key, run_key = jax.random.split(jax.random.key(seed), 3)
     params = objective.init(init_key)
+    notes = None
+    if config.notes.enabled:
+        rows, model = note_rows + -note_rows % NOTE_ROWS, config.model
+        notes = init(notes_key, rows, model.embedding or model.hidden, model.initializer_range)
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), notes=None, rng=run_key
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), notes=notes, rng=run_key
     )

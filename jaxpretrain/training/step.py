@@ -1,5 +1,6 @@
 """One step of training, and one of evaluation: pure functions of the state and a batch."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,7 +11,10 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from jaxpretrain.objectives.base import Aux, Batch, Metrics, Objective
+from jaxpretrain.config import Config
+from jaxpretrain.data.tokenizer import PAD
+from jaxpretrain.notes import NONE, Notes, contexts_of, find, update
+from jaxpretrain.objectives.base import Batch, Metrics, Objective
 from jaxpretrain.training.sharding import replicated
 from jaxpretrain.training.state import TrainState
 
@@ -21,10 +25,10 @@ def train_step(
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    accumulation: int,
+    config: Config,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Corrupts the batch, takes the gradient, applies the update.
+    """Corrupts the batch, takes the gradient, applies the update, takes notes.
 
     An update that is not finite is not applied: the state comes back as it was.
 
@@ -32,46 +36,78 @@ def train_step(
         The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "update_norm", "finite"}`.
     """
     mask_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
-    batch = objective.corrupt(batch, mask_key)
+    batch = objective.corrupt(with_occurrences(batch, state.notes, config), mask_key)
 
-    def loss_fn(params: Any, batch: Batch) -> tuple[Array, Aux]:
+    def loss_fn(params: Any, batch: Batch) -> tuple[Array, tuple[Metrics, Array | None]]:
         # Whole weights are gathered here. Left alone, the partitioner would split the *activations* over fsdp.
         params = lax.with_sharding_constraint(params, replicated(mesh))
-        return objective.loss(params, batch, state.notes, dropout_key)
+        loss, aux = objective.loss(params, batch, state.notes, dropout_key)
+        new_notes = None
+        if state.notes is not None:
+            padding = batch["tokens"] == PAD
+            new_notes = contexts_of(aux.contexts, padding, batch["occurrences"], config.notes.window)
+        return loss, (aux.metrics, new_notes)
 
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulation == 1:
-        (loss, aux), grads = value_and_grad(state.params, batch)
-        metrics = aux.metrics
+    gradient = partial(jax.value_and_grad(loss_fn, has_aux=True), state.params)
+    if config.train.accumulation == 1:
+        (loss, (metrics, new_notes)), grads = gradient(batch)
     else:
-        loss, metrics, grads = accumulate(partial(value_and_grad, state.params), micro_batches(batch, accumulation))
+        batch = micro_batches(batch, config.train.accumulation)
+        (loss, metrics, grads), new_notes = accumulate(gradient, batch)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    metrics = {"loss": (loss, jnp.ones(())), **metrics}
+    notes = state.notes
+    if notes is not None:
+        occurrences = batch["occurrences"]
+        # Where the update is not finite, no word is written: the table is too large to be copied for the case.
+        ids = jnp.where(finite, occurrences.ids, NONE).reshape(-1)
+        values = new_notes.reshape(len(ids), -1)
+        if not config.notes.sharded:  # every device gets all, compactly, and makes the same update of its copy
+            ids, values = lax.with_sharding_constraint((ids, values), replicated(mesh))
+        notes = update(notes, ids, values, state.step + 1, config.notes)
+        metrics["notes_written"] = ((ids != NONE).sum(dtype=jnp.float32), jnp.ones(()))
+        metrics["notes_overflow"] = (occurrences.overflow.sum(dtype=jnp.float32), jnp.ones(()))
     new_state = replace(
         state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
-    new_state = jax.tree.map(partial(select, finite), new_state, state)
-    metrics = {"loss": (loss, jnp.ones(())), **metrics}
-    return new_state, {"metrics": metrics, "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
+    new_state = jax.tree.map(partial(jnp.where, finite), replace(new_state, notes=None), replace(state, notes=None))
+    results = {"metrics": metrics, "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
+    return replace(new_state, notes=notes), results
 
 
 def eval_step(
-    params: Any, notes: Any, batch: Batch, unigram: Array, *, objective: Objective, mask_key: Array
+    params: Any,
+    notes: Notes | None,
+    batch: Batch,
+    unigram: Array,
+    *,
+    objective: Objective,
+    config: Config,
+    mask_key: Array,
 ) -> Metrics:
-    """Metrics of a held-out batch, its masks fixed by the key and each example's number.
+    """Metrics of a held-out batch, its masks fixed by the key and each example's number. Notes are read, not written.
 
     Args:
         unigram: float [V], log-probabilities of the pieces in the training text: the model to beat.
     """
-    batch = objective.corrupt(batch, mask_key)
-    _, aux = objective.loss(params, batch, notes, None)
-    metrics = dict(aux.metrics)
-    if "labels" in batch:
-        chosen = batch["weights"] > 0
-        metrics["unigram_loss"] = (-(unigram[batch["labels"]] * chosen).sum(), chosen.sum())
+    batch = objective.corrupt(with_occurrences(batch, notes, config), mask_key)
+    metrics = objective.loss(params, batch, notes, None)[1].metrics
+    chosen = batch["weights"] > 0
+    metrics["unigram_loss"] = (-(unigram[batch["labels"]] * chosen).sum(), chosen.sum())
+    if notes is not None:
+        without = objective.loss(params, batch, None, None)[1].metrics
+        metrics |= {f"without_notes/{name}": pair for name, pair in without.items()}
     return metrics
+
+
+def with_occurrences(batch: Batch, notes: Notes | None, config: Config) -> Batch:
+    """The batch with the places of its rare words, if it has word marks."""
+    if notes is None:
+        return batch
+    return {**batch, "occurrences": find(batch["words"], config.notes.capacity)}
 
 
 def micro_batches(batch: Batch, count: int) -> Batch:
@@ -79,18 +115,16 @@ def micro_batches(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def accumulate(value_and_grad: Any, batches: Batch) -> tuple[Array, Metrics, Any]:
-    """Sums loss, metrics and gradient over micro-batches, one after another."""
+def accumulate(gradient: Callable, batches: Batch) -> tuple[tuple[Array, Metrics, Any], Any]:
+    """Sums loss, metrics and gradient over micro-batches, one after another; new notes are kept side by side."""
 
-    def one(batch: Batch) -> tuple[Array, Metrics, Any]:
-        (loss, aux), grads = value_and_grad(batch)
-        return loss, aux.metrics, grads
+    def one(batch: Batch) -> tuple[tuple[Array, Metrics, Any], Any]:
+        (loss, (metrics, new_notes)), grads = gradient(batch)
+        return (loss, metrics, grads), new_notes
 
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batches))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return lax.scan(lambda total, batch: (jax.tree.map(jnp.add, total, one(batch)), None), zeros, batches)[0]
+    def add(total: Any, batch: Batch) -> tuple[Any, Any]:
+        sums, new_notes = one(batch)
+        return jax.tree.map(jnp.add, total, sums), new_notes
 
-
-def select(condition: Array, new: Array, old: Array) -> Array:
-    """`new` if the condition holds; keys included."""
-    return new if new is old else jnp.where(condition, new, old)
+    shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batches))
+    return lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), batches)
