@@ -1,0 +1,16 @@
+"""TNF (arXiv 2008.01466): notes for rare words, on BERT.
+
+    python -m jaxpretrain.train --config configs/tnf.py
+    python -m jaxpretrain.train --config configs/tnf.py --config.objective.name=electra
+
+Notes need several passes over the text before they help: the paper's own curve shows nothing before some six.
+"""
+
+from jaxpretrain.config import Config, sized
+
+
+def get_config(size: str = "tiny") -> Config:
+    config = sized(size)
+    config.name = "tnf"
+    config.notes.enabled = True
+    return config
