@@ -19,6 +19,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "Recipe and size, for example configs/tupe.py or configs/tupe.py:base (sizes: tiny, small, base, large); "
     "any field is changed by a flag of its own: --config.optim.learning_rate=3e-4. Configs are Python: run only yours.",
 )
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "A run's folder; train's default is runs/NAME-SIZE and the overrides that change the result."
+)
 
 
 class Failure(RuntimeError):

@@ -28,7 +28,6 @@ from jaxpretrain.training.workdir import read_config
 
 MASK_TEXT = "[MASK]"
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, as train wrote it.", required=True)
 TOP = flags.DEFINE_integer("top", 5, "Pieces shown for each [MASK].", lower_bound=1)
 EMBED = flags.DEFINE_bool("embed", False, "Print sentence vectors (mean of the last layer) instead of filling masks.")
 JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
@@ -156,7 +155,9 @@ def embed(run: Loaded, texts: Sequence[str], batch_size: int = 32) -> np.ndarray
 def main(argv: Sequence[str]) -> None:
     """Fills masks or embeds the sentences given."""
     texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
-    run = load_run(WORKDIR.value, STEP.value)
+    if cli.WORKDIR.value is None:
+        raise ConfigError("--workdir is missing: a folder that jaxpretrain.train wrote")
+    run = load_run(cli.WORKDIR.value, STEP.value)
     if EMBED.value:
         for text, vector in zip(texts, embed(run, texts, BATCH.value), strict=True):
             values = [round(float(x), 6) for x in vector]

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 from tqdm import tqdm
 
@@ -41,14 +40,10 @@ from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, write_config
 
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives; default runs/NAME-SIZE and the overrides that change the result."
-)
-
 
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
-    workdir = epath.Path(WORKDIR.value or workdir_name(config, cli.recipe()))
+    workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))
     open_workdir(config, workdir)
     with locked(workdir):
         train(config, workdir)
