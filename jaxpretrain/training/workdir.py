@@ -25,7 +25,7 @@ def read_config(workdir: epath.Path) -> Config | None:
         return None
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 
