@@ -61,15 +61,9 @@ class DiscriminatorHead(nn.Module):
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
-class TableMap(nn.Module):
+def table_map(width: int, initializer_range: float) -> nn.Dense:
     """The token table for a network of another width: [V, E] → [V, width] (MC-BERT's meta controller)."""
-
-    width: int
-    initializer_range: float
-
-    @nn.compact
-    def __call__(self, table: Array) -> Array:
-        return nn.Dense(self.width, kernel_init=nn.initializers.normal(self.initializer_range), name="map")(table)
+    return nn.Dense(width, kernel_init=nn.initializers.normal(initializer_range))
 
 
 @jax.checkpoint

@@ -23,7 +23,7 @@ from jaxpretrain.config import Config, narrowed
 from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import NEITHER, PAD
 from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
-from jaxpretrain.models.heads import MLMHead, TableMap, take_positions
+from jaxpretrain.models.heads import MLMHead, table_map, take_positions
 from jaxpretrain.notes import Notes
 from jaxpretrain.objectives.base import Aux, Batch, Params, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
@@ -82,14 +82,13 @@ class MCBERT:
         dtype = compute_dtype(config.model)
         self.head = MLMHead(config.model, dtype)
         self.controller_head = MLMHead(self.controller.config, dtype)
-        self.table_map = TableMap(self.controller.config.hidden, config.model.initializer_range)
+        self.table_map = table_map(self.controller.config.hidden, config.model.initializer_range)
 
     def init(self, key: Array) -> Params:
         keys = jax.random.split(key, 5)
         encoder, controller = self.encoder.init(keys[0]), self.controller.init(keys[1])
         del controller["embedder"]["tokens"]  # the main model's, mapped
         table = encoder["embedder"]["tokens"]
-        table_map = self.table_map.init(keys[2], table)["params"]
         x = jnp.zeros((1, self.controller.config.hidden))
         controller_head = dict(self.controller_head.init(keys[4], x, jnp.zeros((2, x.shape[-1])))["params"])
         del controller_head["bias"]  # the main head's
@@ -98,7 +97,7 @@ class MCBERT:
             "head": self.head.init(keys[3], jnp.zeros((1, self.config.model.hidden)), table)["params"],
             "controller": controller,
             "controller_head": controller_head,
-            "table_map": table_map,
+            "table_map": self.table_map.init(keys[2], table)["params"],
         }
 
     def corrupt(self, batch: Batch, key: Array) -> Batch:
@@ -123,16 +122,32 @@ class MCBERT:
         }
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
-        config = self.config.objective
         keys = None if key is None else row_keys(key, batch["rows"])
         controller_notes = None
         if self.config.notes.auxiliary_reads:
             controller_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
         contexts = self.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, keys, controller_notes)
+        samples = self.draw(params, contexts, batch)
+        return self.loss_of(params, batch, notes, keys, contexts, samples)
+
+    def loss_of(
+        self, params: Params, batch: Batch, notes: Notes | None, keys: Array | None, contexts: Array, samples: Array
+    ) -> tuple[Array, Aux]:
+        """The loss, once the controller has drawn.
+
+        Args:
+            params: of all networks.
+            batch: corrupted.
+            notes: read by the main model.
+            keys: one per row, for dropout; None: no dropout.
+            contexts: the controller's vectors, [B, T, its hidden].
+            samples: int [B, T, k], its draws.
+        """
+        config = self.config.objective
         logits = self.controller_logits(params, take_positions(contexts, batch["positions"]))
         controller_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
 
-        questions = ask(self.draw(params, contexts, batch), batch["tokens"], batch["masked"])
+        questions = ask(samples, batch["tokens"], batch["masked"])
         input_notes, notes_metrics = read_notes(notes, batch, questions.inputs, self.config.notes)
         x = self.encoder.apply(
             params["encoder"],
