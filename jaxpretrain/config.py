@@ -34,7 +34,7 @@ class DataConfig:
     lowercase: bool = True
     tokenizer: str = ""  # a SentencePiece .model of your own; empty: trained on the corpus
     tokenizer_type: str = "unigram"  # unigram | bpe
-    tokenizer_sample_mb: int = 64  # text the tokenizer is trained on, at most
+    tokenizer_sample_mb: int = 64  # MB of different words, the most frequent ones, that the tokenizer is trained on
     held_out: float = 0.02  # share of documents kept for evaluation
     cache_dir: str = ""  # prepared corpora; empty: $JAXPRETRAIN_CACHE or ~/.cache/jaxpretrain
     workers: int = 0  # processes that prepare; 0: one per core
@@ -92,7 +92,8 @@ class NotesConfig:
     weight: float = 0.5  # λ, the note's share of the input
     rate: float = 0.1  # γ, the context's share of the updated note
     window: int = 16  # k, pieces either side that belong to a context
-    min_count: int = 0  # occurrences in the training text that make a word rare; 0: by the size of the corpus
+    # Occurrences in the training text that make a word rare. 0: 100 * sqrt(words / 3.5e9), at least 5; and 5 times that
+    min_count: int = 0
     max_count: int = 0
     single_piece: bool = False  # words of one piece may have notes too
     capacity: int = 16  # occurrences a sequence, at most; the rest are neither read nor written
@@ -200,8 +201,11 @@ def sized(size: str) -> Config:
     config = Config(size=size)
     model, data, train, optim = config.model, config.data, config.train, config.optim
     if size == "tiny":  # minutes on two CPU cores
-        pass
+        # 0.02 is for width 768; √(768 / width) times as much keeps the products of a narrow model as large, and the
+        # long plateau before attention starts to work is half as long. Three passes over the text need no dropout.
+        model.initializer_range, model.dropout, model.attention_dropout = 0.05, 0.0, 0.0
     elif size == "small":  # an hour on a GPU, a night on a workstation
+        model.initializer_range = 0.035
         model.layers, model.hidden, model.heads, model.ffn = 6, 256, 4, 1024
         data.vocab_size = 16384
         train.steps, train.batch_size = 100_000, 128
@@ -370,6 +374,9 @@ def validate(config: Config) -> None:
     check(0 < config.notes.rate <= 1, "notes.rate", "in (0, 1]")
     for name in ("notes.window", "notes.min_count", "notes.max_count"):
         check(flatten(config)[name] >= 0, name, "0 or more")
+    if config.notes.max_count:
+        least = config.notes.min_count
+        check(config.notes.max_count >= least, "notes.max_count", f"at least notes.min_count={least}, or 0")
     check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
     check(optim.learning_rate > 0, "optim.learning_rate", "above 0")
     check(0 <= optim.beta1 < 1, "optim.beta1", "in [0, 1)")
