@@ -12,13 +12,20 @@ from jaxpretrain.data.build import prepare
 
 def main(config: Config) -> None:
     """Prepares, and prints what there is."""
-    corpus = prepare(config.data)
+    corpus = prepare(config.data, config.notes)
     tokens = corpus.train_tokens + corpus.valid_tokens
     print(f"source        {config.data.source}")
     print(f"documents     {corpus.documents:,}, {corpus.held_out_documents:,} of them held out")
     print(f"tokens        {corpus.train_tokens:,} to train on, {corpus.valid_tokens:,} held out")
     print(f"text          {corpus.text_bytes:,} bytes, {corpus.text_bytes / tokens:.2f} per token")
     print(f"vocabulary    {corpus.vocab_size:,} pieces")
+    rare = corpus.rare_words
+    print(
+        f"rare words    {rare.rows:,} that occur {rare.min_count} to {rare.max_count} times; "
+        f"{rare.train_occurrences:,} occurrences to train on, {rare.valid_occurrences:,} held out"
+    )
+    print(f"              in {rare.sentences_with / max(rare.sentences, 1):.1%} of the sentences")
+    print(f"              {', '.join(rare.examples) or 'none'}")
     print(f"fingerprint   {corpus.fingerprint}")
     print(f"folder        {corpus.folder}")
 

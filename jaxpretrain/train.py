@@ -66,7 +66,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
-    corpus = prepare(config.data)
+    corpus = prepare(config.data, config.notes)
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 
     # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.

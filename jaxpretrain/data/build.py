@@ -1,13 +1,17 @@
 """`prepare`: from the source to a cache folder of token streams, with whatever number of processes.
 
-Words are counted, the tokenizer is trained on the counts, the text is encoded. The bytes written
-depend on the text and the settings alone. A cache folder holds
+Words are counted, the tokenizer is trained on the counts, rare words are chosen by them, the text is encoded. The bytes
+written depend on the text and the settings alone. A cache folder holds
 
-    manifest.json      settings, numbers, size and digest of every file
+    manifest.json          settings, numbers, digest of every file
     tokenizer.model
-    counts.npy         int64 [V]: how often each id occurs in the training stream
-    train-00000.bin …  the training stream, cut anywhere
-    valid-00000.bin …  the held-out stream
+    counts.npy             int64 [V]: how often each id occurs in the training stream
+    notes.tsv              the rare words (`rare_words.py`) with their counts in the training text, a line a row
+    train-00000.bin …      the training stream, cut anywhere
+    valid-00000.bin …      the held-out stream
+    train.occurrences.npy  uint32 [3, n] (uint64 for a long stream): where rare words stand in the training stream, in
+                           order; the place of the first piece, one past the last, and the row
+    valid.occurrences.npy  … in the held-out stream
 
 A stream is the ids of all documents, a [SEP] after each, as little-endian uint16 (uint32 for more than 65,536 pieces).
 Examples are cut out of it when it is read (`batches.py`), so one cache serves every sequence length.
@@ -31,29 +35,46 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxpretrain.config import ConfigError, DataConfig
+from jaxpretrain.config import ConfigError, DataConfig, NotesConfig
 from jaxpretrain.data import corpus as corpus_source
+from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.corpus import Unit
 from jaxpretrain.data.text import normalise, words
 
-FORMAT = 1  # of the cache folder, and of everything that decides what is in it
+FORMAT = 2  # of the cache folder, and of everything that decides what is in it
 _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
 _COUNTED_CHUNKS = 1 << 20  # different ones held in memory by a process
 _COUNTED_CHARACTERS = 1 << 28
 _HASH_RANGE = 1 << 64
+_SAMPLED_TOKENS = 1 << 24  # in which sentences are counted
 _ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RareWords:
+    """The note dictionary in numbers."""
+
+    min_count: int  # the range used, both included
+    max_count: int
+    words: int  # with a letter, in the training text: what the range depends on
+    rows: int  # rare words
+    train_occurrences: int
+    valid_occurrences: int
+    sentences: int  # of the training text, or a sample of it
+    sentences_with: int  # in which a rare word starts
+    examples: list[str]  # from the most to the least frequent
 
 
 @dataclass(frozen=True)
@@ -71,8 +92,16 @@ class Corpus:
     valid_tokens: int
     train_shards: tuple[Path, ...]
     valid_shards: tuple[Path, ...]
+    train_occurrences: Path
+    valid_occurrences: Path
+    note_rows: int  # rare words in the note dictionary
+    note_fingerprint: str  # of the dictionary and the places of its words
+    rare_words: RareWords = field(compare=False, repr=False)
     counts: np.ndarray = field(compare=False, repr=False)  # int64 [V], of the training stream
-    note_rows: int = 0  # rare words in the note dictionary
+
+    def note_words(self) -> list[str]:
+        """The words of the note dictionary, row by row."""
+        return rare_words.read(self.folder / rare_words.FILE_NAME)
 
 
 @dataclass(frozen=True)
@@ -83,7 +112,7 @@ class _Counted:
     text_bytes: int
     lowest: int  # hash of a document
     highest: int
-    spill: Path  # sorted `word<TAB>count` lines
+    spill: Path  # sorted `word<TAB>count<TAB>count in training documents` lines
     warnings: list[str]
 
 
@@ -95,21 +124,36 @@ class _Encoded:
     documents: dict[str, int]
     digests: dict[str, str]  # by file name
     counts: np.ndarray
+    occurrences: dict[str, Path]  # by split: int64 [n, 3], places counted from the unit's start
 
 
-def prepare(config: DataConfig, *, progress: bool = True) -> Corpus:
+def prepare(config: DataConfig, notes: NotesConfig, *, progress: bool = True) -> Corpus:
     """Opens the prepared corpus of a config, building it when it is not in the cache or damaged there.
 
     Args:
         config: the data part of a validated config.
+        notes: its notes part, which says what words are rare. They are found for runs without notes too: held-out
+            losses are compared near rare words and elsewhere.
         progress: show bars on standard error.
 
     Raises:
-        ConfigError: one line that names the field, when the source, the tokenizer or the cache folder cannot serve.
+        ConfigError: one line that names the field, when the source, the tokenizer or the cache folder cannot serve, or
+            notes are on and no word is rare.
     """
+    corpus = _prepare(config, notes, progress)
+    if notes.enabled and not corpus.note_rows:
+        rare = corpus.rare_words
+        raise ConfigError(
+            f"notes.min_count={notes.min_count}: no word of {'one' if notes.single_piece else 'two'} or more pieces "
+            f"occurs {rare.min_count} to {rare.max_count} times in the training text; lower it, or turn notes off"
+        )
+    return corpus
+
+
+def _prepare(config: DataConfig, notes: NotesConfig, progress: bool) -> Corpus:
     parts = corpus_source.resolve(config.source)
     own = tokenizers.adopt(config.tokenizer, config.lowercase) if config.tokenizer else None
-    settings = _settings(config, own)
+    settings = _settings(config, notes, own)
     settings["source"] = [[part.kind, part.value, part.identity] for part in parts]
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     slug = "".join(c if c.isalnum() else "-" for c in config.source.replace("text:", "").replace("tfds:", ""))[-40:]
@@ -126,7 +170,7 @@ def prepare(config: DataConfig, *, progress: bool = True) -> Corpus:
                 shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _build(config, parts, own, settings, scratch, progress)
+            _build(config, notes, parts, own, settings, scratch, progress)
             _put_in_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -174,6 +218,11 @@ def load(folder: Path) -> Corpus:
         valid_tokens=manifest["valid_tokens"],
         train_shards=shards("train"),
         valid_shards=shards("valid"),
+        train_occurrences=folder / _occurrences_name("train"),
+        valid_occurrences=folder / _occurrences_name("valid"),
+        note_rows=manifest["rare_words"]["rows"],
+        note_fingerprint=manifest["note_fingerprint"],
+        rare_words=RareWords(**manifest["rare_words"]),
         counts=counts,
     )
 
@@ -183,9 +232,10 @@ def stream_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def _settings(config: DataConfig, own: tokenizers.Tokenizer | None) -> dict[str, Any]:
+def _settings(config: DataConfig, notes: NotesConfig, own: tokenizers.Tokenizer | None) -> dict[str, Any]:
     """What decides the content of the cache, besides the source."""
     settings: dict[str, Any] = {"format": FORMAT, "lowercase": config.lowercase, "held_out": config.held_out}
+    settings["notes"] = [notes.min_count, notes.max_count, notes.single_piece]
     if own:
         settings["tokenizer"] = hashlib.blake2b(own.model).hexdigest()
     else:
@@ -201,6 +251,7 @@ def _cache_dir(config: DataConfig) -> Path:
 
 def _build(
     config: DataConfig,
+    notes: NotesConfig,
     parts: list[corpus_source.Part],
     own: tokenizers.Tokenizer | None,
     settings: dict[str, Any],
@@ -214,15 +265,8 @@ def _build(
         with _bar("reading", 1, progress) as bar:
             units = corpus_source.plan(parts, scratch, pool)
             bar.update()
-        counted = _over_units(
-            _count_unit,
-            [(unit, i, scratch, config.lowercase) for i, unit in enumerate(units)],
-            pool,
-            "counting words",
-            progress,
-        )
-        for warning in (warning for unit in counted for warning in unit.warnings):
-            _log.warning(warning)
+        below = int(config.held_out * _HASH_RANGE)
+        counted = _count(units, scratch, config.lowercase, below, pool, progress)
         documents = sum(unit.documents for unit in counted)
         if documents < 2:
             raise ConfigError(
@@ -234,29 +278,57 @@ def _build(
             raise ConfigError(
                 f"data.source={config.source!r} holds 1 different document, {documents} times: two are needed"
             )
+        if not lowest < below <= highest:
+            # However small the corpus, one document is held out and one is not. The training text is another then.
+            below = min(max(below, lowest + 1), highest)
+            counted = _count(units, scratch, config.lowercase, below, pool, progress)
+        for warning in (warning for unit in counted for warning in unit.warnings):
+            _log.warning(warning)
         merged = scratch / "words.tsv"
         budget = _merge_counts([unit.spill for unit in counted], merged, config.tokenizer_sample_mb << 20)
         with _bar("tokenizer", 1, progress) as bar:
             tokenizer = own or tokenizers.train(
-                ((word, count) for word, count in _read_counts(merged) if count >= budget),
+                ((word, count) for word, count, _ in _read_counts(merged) if count >= budget),
                 scratch,
                 vocab_size=config.vocab_size,
                 kind=config.tokenizer_type,
                 lowercase=config.lowercase,
             )
             bar.update()
+        tokenizer.save(scratch)
+        with _bar("rare words", 1, progress) as bar:
+            training = partial(_training_counts, merged)
+            total = rare_words.total_words(training)
+            low, high = rare_words.count_range(notes, total)
+            chosen = rare_words.choose(training, low, high, tokenizer, notes.single_piece)
+            rare_words.write(chosen, scratch / rare_words.FILE_NAME)
+            bar.update()
         merged.unlink()
-        model = tokenizer.save(scratch)
-        # However small the corpus, one document is held out and one is not.
-        below = min(max(int(config.held_out * _HASH_RANGE), lowest + 1), highest)
         encoded = _over_units(
-            _encode_unit, [(unit, i, scratch, model, below) for i, unit in enumerate(units)], pool, "encoding", progress
+            _encode_unit, [(unit, i, scratch, below) for i, unit in enumerate(units)], pool, "encoding", progress
         )
     (scratch / "python-docs.txt").unlink(missing_ok=True)
     np.save(scratch / "counts.npy", sum((unit.counts for unit in encoded), np.zeros(tokenizer.vocab_size, np.int64)))
     files = {name: _digest_of_file(scratch / name) for name in (tokenizers.FILE_NAME, "counts.npy")}
     for unit in encoded:
         files |= unit.digests
+    occurrences = {split: _join_occurrences(encoded, split, scratch) for split in ("train", "valid")}
+    sentences, sentences_with = _count_sentences(encoded, tokenizer, scratch)
+    rare = RareWords(
+        min_count=low,
+        max_count=high,
+        words=total,
+        rows=len(chosen),
+        train_occurrences=occurrences["train"],
+        valid_occurrences=occurrences["valid"],
+        sentences=sentences,
+        sentences_with=sentences_with,
+        examples=[chosen[i][0] for i in range(0, len(chosen), max(1, len(chosen) // 10))][:10],
+    )
+    note_files = {
+        name: _digest_of_file(scratch / name)
+        for name in (rare_words.FILE_NAME, _occurrences_name("train"), _occurrences_name("valid"))
+    }
     manifest = {
         "settings": settings,
         "documents": documents,
@@ -264,8 +336,10 @@ def _build(
         "text_bytes": sum(unit.text_bytes for unit in counted),
         "train_tokens": sum(unit.tokens["train"] for unit in encoded),
         "valid_tokens": sum(unit.tokens["valid"] for unit in encoded),
-        "files": files,
+        "rare_words": asdict(rare),
+        "files": files | note_files,
         "fingerprint": _digest_of(files),
+        "note_fingerprint": _digest_of(note_files),
     }
     manifest["digest"] = _digest_of(manifest)
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -350,10 +424,18 @@ def _bar(title: str, total: int, progress: bool, **options: Any) -> "tqdm[Any]":
 # --- counting words ---
 
 
-def _count_unit(unit: Unit, index: int, scratch: Path, lowercase: bool) -> _Counted:
-    """Counts the words of a unit, exactly and in bounded memory."""
+def _count(
+    units: list[Unit], scratch: Path, lowercase: bool, below: int, pool: Executor | None, progress: bool
+) -> list[_Counted]:
+    tasks = [(unit, i, scratch, lowercase, below) for i, unit in enumerate(units)]
+    return _over_units(_count_unit, tasks, pool, "counting words", progress)
+
+
+def _count_unit(unit: Unit, index: int, scratch: Path, lowercase: bool, below: int) -> _Counted:
+    """Counts the words of a unit, exactly and in bounded memory; those of held-out documents separately too."""
     warnings: list[str] = []
     counts: Counter[str] = Counter()  # of what stands between spaces: far fewer look-ups than words
+    held_out: Counter[str] = Counter()
     spills: list[Path] = []
     documents = text_bytes = characters = 0
     lowest, highest = _HASH_RANGE, 0
@@ -364,14 +446,19 @@ def _count_unit(unit: Unit, index: int, scratch: Path, lowercase: bool) -> _Coun
         data = normal.encode()
         documents += 1
         text_bytes += len(data)
-        lowest, highest = min(lowest, _hash(data)), max(highest, _hash(data))
-        counts.update(normal.split(" "))
+        position = _hash(data)
+        lowest, highest = min(lowest, position), max(highest, position)
+        chunks = normal.split(" ")
+        counts.update(chunks)
+        if position < below:
+            held_out.update(chunks)
         characters += len(normal)
         if len(counts) > _COUNTED_CHUNKS or characters > _COUNTED_CHARACTERS:
-            spills.append(_spill(counts, scratch / f"words-{index:05d}-{len(spills):05d}.tsv"))
+            spills.append(_spill(counts, held_out, scratch / f"words-{index:05d}-{len(spills):05d}.tsv"))
             counts.clear()
+            held_out.clear()
             characters = 0
-    spills.append(_spill(counts, scratch / f"words-{index:05d}-{len(spills):05d}.tsv"))
+    spills.append(_spill(counts, held_out, scratch / f"words-{index:05d}-{len(spills):05d}.tsv"))
     merged = spills[0]
     if len(spills) > 1:
         merged = scratch / f"words-{index:05d}.tsv"
@@ -384,21 +471,31 @@ def _hash(normal: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(normal, digest_size=8).digest())
 
 
-def _spill(chunks: Counter[str], path: Path) -> Path:
+def _spill(chunks: Counter[str], held_out: Counter[str], path: Path) -> Path:
+    counts = _count_words(chunks)
+    less = _count_words(held_out)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{word}\t{count}\t{count - less.get(word, 0)}\n" for word, count in sorted(counts.items()))
+    return path
+
+
+def _count_words(chunks: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for chunk, count in chunks.items():
         for word in words(chunk):
             counts[word] += count
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{word}\t{count}\n" for word, count in sorted(counts.items()))
-    return path
+    return counts
 
 
-def _read_counts(path: Path) -> Iterator[tuple[str, int]]:
+def _read_counts(path: Path) -> Iterator[tuple[str, int, int]]:
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
-            word, count = line.rstrip("\n").split("\t")
-            yield word, int(count)
+            word, count, in_training = line.rstrip("\n").split("\t")
+            yield word, int(count), int(in_training)
+
+
+def _training_counts(path: Path) -> Iterator[tuple[str, int]]:
+    return ((word, in_training) for word, _, in_training in _read_counts(path))
 
 
 def _merge_counts(spills: list[Path], path: Path, budget: int) -> int:
@@ -409,19 +506,20 @@ def _merge_counts(spills: list[Path], path: Path, budget: int) -> int:
     """
     bytes_by_count: Counter[int] = Counter()
 
-    def write(word: str, count: int) -> None:
+    def write(word: str, count: int, in_training: int) -> None:
         if count:
-            file.write(f"{word}\t{count}\n")
+            file.write(f"{word}\t{count}\t{in_training}\n")
             bytes_by_count[count] += len(word.encode()) + 1
 
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        current, total = "", 0
-        for word, count in heapq.merge(*map(_read_counts, spills)):
+        current, total, training = "", 0, 0
+        for word, count, in_training in heapq.merge(*map(_read_counts, spills)):
             if word != current:
-                write(current, total)
-                current, total = word, 0
+                write(current, total, training)
+                current, total, training = word, 0, 0
             total += count
-        write(current, total)
+            training += in_training
+        write(current, total, training)
     for spill in spills:
         spill.unlink()
     lowest = max(bytes_by_count, default=1)
@@ -437,28 +535,33 @@ def _merge_counts(spills: list[Path], path: Path, budget: int) -> int:
 
 
 @lru_cache(1)
-def _tokenizer(path: Path) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.load(path)
+def _encoder(scratch: Path) -> tuple[tokenizers.Tokenizer, rare_words.Finder]:
+    tokenizer = tokenizers.Tokenizer.load(scratch)
+    return tokenizer, rare_words.Finder(tokenizer, rare_words.read(scratch / rare_words.FILE_NAME))
 
 
-def _encode_unit(unit: Unit, index: int, scratch: Path, model: Path, below: int) -> _Encoded:
-    """Writes the two streams of a unit; documents whose hash is below `below` are held out."""
-    tokenizer = _tokenizer(model)
+def _encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> _Encoded:
+    """Writes the two streams of a unit, and where rare words are; documents with a hash below `below` are held out."""
+    tokenizer, finder = _encoder(scratch)
     dtype = stream_dtype(tokenizer.vocab_size)
     end = np.array([tokenizers.SEP], dtype).tobytes()
     tokens = {"train": 0, "valid": 0}
     documents = {"train": 0, "valid": 0}
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     paths = {split: scratch / f"{split}-{index:05d}.bin" for split in tokens}
+    occurrences = {split: scratch / f"{split}-{index:05d}.occurrences" for split in tokens}
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in paths.items()}
+        places = {split: stack.enter_context(path.open("wb")) for split, path in occurrences.items()}
         for document in corpus_source.documents(unit, []):
             normal = normalise(document, tokenizer.lowercase)
             if not normal:
                 continue
             split = "valid" if _hash(normal.encode()) < below else "train"
-            ids = tokenizer.encode_normal(normal)
+            ids, found = finder.encode(normal)
             files[split].write(ids.astype(dtype).tobytes() + end)
+            if found:
+                places[split].write((np.array(found, np.int64) + _shift(tokens[split])).tobytes())
             tokens[split] += len(ids) + 1
             documents[split] += 1
             if split == "train":
@@ -470,7 +573,53 @@ def _encode_unit(unit: Unit, index: int, scratch: Path, model: Path, below: int)
             digests[path.name] = _digest_of_file(path)
         else:
             path.unlink()
-    return _Encoded(tokens, documents, digests, counts)
+    return _Encoded(tokens, documents, digests, counts, occurrences)
+
+
+# --- rare words ---
+
+
+def _occurrences_name(split: str) -> str:
+    return f"{split}.occurrences.npy"
+
+
+def _shift(places: int) -> np.ndarray:
+    """What is added to (start, end, row) when so many tokens come before."""
+    return np.array([places, places, 0])
+
+
+def _join_occurrences(encoded: list[_Encoded], split: str, scratch: Path) -> int:
+    """Makes one file of the places of rare words in all units, and returns their number."""
+    item = 3 * 8  # bytes, as units write them
+    total = sum(unit.occurrences[split].stat().st_size for unit in encoded) // item
+    dtype = "<u4" if sum(unit.tokens[split] for unit in encoded) < 1 << 32 else "<u8"
+    joined = np.lib.format.open_memmap(scratch / _occurrences_name(split), "w+", dtype, (3, total))
+    done = first = 0
+    for unit in encoded:
+        with unit.occurrences[split].open("rb") as file:
+            while data := file.read(item << 16):
+                found = np.frombuffer(data, np.int64).reshape(-1, 3)
+                joined[:, done : done + len(found)] = (found + _shift(first)).T
+                done += len(found)
+        unit.occurrences[split].unlink()
+        first += unit.tokens[split]
+    joined.flush()
+    return total
+
+
+def _count_sentences(encoded: list[_Encoded], tokenizer: tokenizers.Tokenizer, scratch: Path) -> tuple[int, int]:
+    """Sentences in the beginnings of the training shards, and those of them that hold a rare word."""
+    places = np.load(scratch / _occurrences_name("train"), mmap_mode="r")[0]
+    sentences = sentences_with = first = 0
+    for index, unit in enumerate(encoded):
+        if unit.tokens["train"]:
+            limit = min(unit.tokens["train"], _SAMPLED_TOKENS // len(encoded))
+            ids = np.fromfile(scratch / f"train-{index:05d}.bin", stream_dtype(tokenizer.vocab_size), limit)
+            begin, end = np.searchsorted(places, np.array([first, first + limit], places.dtype))
+            here = rare_words.sentences(ids, places[begin:end].astype(np.int64) - first, tokenizer)
+            sentences, sentences_with = sentences + here[0], sentences_with + here[1]
+        first += unit.tokens["train"]
+    return sentences, sentences_with
 
 
 # --- digests ---

@@ -30,6 +30,7 @@ UNIT_BYTES = 32 << 20
 _MOST_UNITS = 256  # about; each leaves a shard, and a shard takes a file handle while training
 _LONGEST_DOCUMENT = 1 << 20  # characters; what is longer is cut, so that memory stays bounded
 _BLOCK = 1 << 20  # bytes read at a time
+_ZST_BLOCK = 1 << 16  # compressed bytes at a time: they may hold a thousand times as much
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 _RATIO = 4  # text is about this many times larger than its compressed file
 
@@ -220,7 +221,10 @@ def _lines(blocks: Iterable[bytes], path: str, warnings: list[str]) -> Iterator[
 
 def _blocks(piece: TextRange) -> Iterator[bytes]:
     path = piece.path
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstandard.open}
+    if path.endswith(".zst"):
+        yield from _zst_blocks(path)
+        return
+    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
     opener = openers.get(os.path.splitext(path)[1], open)
     with _opened(path, lambda: opener(path, "rb")) as file:
         if piece.start:
@@ -229,12 +233,32 @@ def _blocks(piece: TextRange) -> Iterator[bytes]:
         while left:
             try:
                 block = file.read(_BLOCK if left < 0 else min(_BLOCK, left))
-            except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 raise ConfigError(f"data.source: {path} is damaged: {error}") from error
             if not block:
                 return
             left -= len(block) if left > 0 else 0
             yield block
+
+
+def _zst_blocks(path: str) -> Iterator[bytes]:
+    """The frames of a .zst file. zstandard's own reader takes a file that was cut off, or the first frame, for all."""
+    frame = None
+    with _opened(path, lambda: open(path, "rb")) as file:
+        while data := file.read(_ZST_BLOCK):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    text = frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise ConfigError(f"data.source: {path} is damaged: {error}") from error
+                data = b""
+                if frame.eof:
+                    data, frame = frame.unused_data, None
+                if text:
+                    yield text
+    if frame:
+        raise ConfigError(f"data.source: {path} is damaged: it ends in the middle of a frame")
 
 
 def _opened(path: str, opener: Any) -> IO[bytes]:

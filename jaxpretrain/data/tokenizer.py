@@ -9,7 +9,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import sentencepiece
@@ -19,6 +19,7 @@ from sentencepiece import sentencepiece_model_pb2
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data import text as text_rules
 
+_T = TypeVar("_T")
 _Model: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<neither>")
@@ -39,20 +40,20 @@ _SEED_PIECES = 300_000
 _LONGEST_PIECE = 16  # characters
 
 
-class _Cache(dict[str, bytes]):
-    """text -> its ids as int32 bytes, filled as texts are met. By Zipf's law nearly every look-up is a hit."""
+class Cache(dict[str, _T], Generic[_T]):
+    """text -> what a function makes of it, filled as texts are met. By Zipf's law nearly every look-up is a hit."""
 
-    def __init__(self, encode: Callable[[str], bytes]):
+    def __init__(self, function: Callable[[str], _T]):
         super().__init__()
-        self._encode = encode
+        self._function = function
 
-    def __missing__(self, text: str) -> bytes:
+    def __missing__(self, text: str) -> _T:
         if len(self) >= _CACHED:
             self.clear()
-        ids = self._encode(text)
+        value = self._function(text)
         if len(text) <= text_rules.LONGEST_WORD:
-            self[text] = ids
-        return ids
+            self[text] = value
+        return value
 
 
 class Tokenizer:
@@ -64,8 +65,8 @@ class Tokenizer:
         self.model = model
         self.lowercase = parsed.normalizer_spec.name == f"{_FORMAT}/lowercase"
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self._ids_of_word = _Cache(self._encode_word)
-        self._ids_of_chunk = _Cache(self._encode_chunk)
+        self._ids_of_word = Cache(self._encode_word)
+        self._ids_of_chunk = Cache(self._encode_chunk)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -98,8 +99,15 @@ class Tokenizer:
 
     def encode_normal(self, normal: str) -> np.ndarray:
         """`encode` for text that went through `normalise` already."""
-        chunks = normal.split(" ") if normal else []
-        return np.frombuffer(b"".join(map(self._ids_of_chunk.__getitem__, chunks)), np.int32)
+        return np.frombuffer(b"".join(self.encode_chunks(normal.split(" ") if normal else [])), np.int32)
+
+    def encode_chunks(self, chunks: list[str]) -> list[bytes]:
+        """Ids of each of the parts between the spaces of normalised text, as the bytes of int32."""
+        return list(map(self._ids_of_chunk.__getitem__, chunks))
+
+    def pieces_in(self, word: str) -> int:
+        """Number of pieces of a word as `words` cuts it, "▁" included."""
+        return len(self._ids_of_word[word]) // 4
 
     def encode_words(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids of a text, and for each id the number of its word in `words(normalise(text))`; both int32 [tokens]."""

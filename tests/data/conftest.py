@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxpretrain.config import DataConfig
+from jaxpretrain.config import DataConfig, NotesConfig
 from jaxpretrain.data.build import Corpus, prepare
 
 WORDS = [
@@ -39,6 +39,7 @@ WORDS = [
     "reason",
     "matter",
 ]
+NOTES = NotesConfig(min_count=10, max_count=320, single_piece=True)  # half of the words above
 
 
 def paragraphs(count: int, seed: int = 0) -> list[str]:
@@ -63,4 +64,4 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     cache = tmp_path_factory.mktemp("cache")
     config = DataConfig(source=f"text:{text_file}", vocab_size=300, held_out=0.1, cache_dir=str(cache))
-    return prepare(config, progress=False)
+    return prepare(config, NOTES, progress=False)

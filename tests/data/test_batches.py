@@ -20,7 +20,7 @@ def first(corpus: Corpus, count: int, **options: object) -> list[dict[str, np.nd
 def assert_same(batches: list[dict[str, np.ndarray]], others: list[dict[str, np.ndarray]]) -> None:
     assert len(batches) == len(others)
     for batch, other in zip(batches, others, strict=True):
-        for name in ("tokens", "rows"):
+        for name in ("tokens", "words", "rows"):
             np.testing.assert_array_equal(batch[name], other[name])
 
 
@@ -68,7 +68,7 @@ def test_hosts_read_their_rows(corpus: Corpus):
     whole = first(corpus, 5)
     parts = [first(corpus, 5, rows=rows) for rows in (slice(0, 3), slice(3, 4), slice(4, 8))]
     for step, batch in enumerate(whole):
-        for name in ("tokens", "rows"):
+        for name in ("tokens", "words", "rows"):
             np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), batch[name])
 
 
@@ -108,7 +108,7 @@ def test_hosts_evaluate_their_rows(corpus: Corpus):
     whole = list(eval_batches(corpus, **settings))
     parts = [list(eval_batches(corpus, **settings, rows=rows)) for rows in (slice(0, 5), slice(5, 8))]
     for step, batch in enumerate(whole):
-        for name in ("tokens", "rows"):
+        for name in ("tokens", "words", "rows"):
             np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), batch[name])
 
 

@@ -19,7 +19,7 @@ from jaxpretrain.data import corpus as corpus_source
 from jaxpretrain.data.build import Corpus, load, prepare, stream_dtype
 from jaxpretrain.data.text import normalise, words
 from jaxpretrain.data.tokenizer import SEP, Tokenizer
-from tests.data.conftest import paragraphs
+from tests.data.conftest import NOTES, paragraphs
 
 
 def stream(corpus: Corpus, split: str) -> np.ndarray:
@@ -63,8 +63,8 @@ def test_held_out_by_content(text_file: Path, tmp_path: Path):
     documents = text_file.read_text().split("\n\n")
     path = tmp_path / "other.txt"
     path.write_text("\n\n".join(reversed([*documents, *documents])))
-    first = prepare(small(text_file, tmp_path), progress=False)
-    second = prepare(small(path, tmp_path), progress=False)
+    first = prepare(small(text_file, tmp_path), NOTES, progress=False)
+    second = prepare(small(path, tmp_path), NOTES, progress=False)
     assert set(texts(second, "valid")) == set(texts(first, "valid"))
     assert set(texts(second, "train")).isdisjoint(set(texts(second, "valid")) - {""})
 
@@ -78,42 +78,48 @@ def test_workers_and_units_do_not_change_a_byte(tmp_path: Path, monkeypatch: pyt
     made = []
     for workers in (1, 2, 3):
         config = replace(small(tmp_path / "*.txt", tmp_path / f"cache{workers}"), workers=workers)
-        made.append(prepare(config, progress=False))
+        made.append(prepare(config, NOTES, progress=False))
     assert len(made[0].train_shards) > 5
     for other in made[1:]:
         assert other.fingerprint == made[0].fingerprint
         for path in made[0].folder.iterdir():
             assert (other.folder / path.name).read_bytes() == path.read_bytes(), path.name
     monkeypatch.setattr(corpus_source, "UNIT_BYTES", 1 << 30)
-    whole = prepare(small(tmp_path / "*.txt", tmp_path / "whole"), progress=False)
+    whole = prepare(small(tmp_path / "*.txt", tmp_path / "whole"), NOTES, progress=False)
     np.testing.assert_array_equal(stream(whole, "train"), stream(made[0], "train"))
 
 
 def test_counts_are_exact_when_spilled(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(build, "_COUNTED_CHUNKS", 20)
     unit = corpus_source.plan(corpus_source.resolve(f"text:{text_file}"), tmp_path, None)[0]
-    counted = build._count_unit(unit, 0, tmp_path, True)
-    expected = Counter(
-        word for document in text_file.read_text().split("\n\n") for word in words(normalise(document, True))
-    )
+    below = build._HASH_RANGE // 3
+    counted = build._count_unit(unit, 0, tmp_path, True, below)
+    expected, training = Counter(), Counter()
+    for document in text_file.read_text().split("\n\n"):
+        normal = normalise(document, True)
+        expected.update(words(normal))
+        if build._hash(normal.encode()) >= below:
+            training.update(words(normal))
+    assert 0 < training.total() < expected.total()
     found = list(build._read_counts(counted.spill))
-    assert found == sorted(expected.items())
+    assert found == [(word, count, training[word]) for word, count in sorted(expected.items())]
     merged = tmp_path / "merged.tsv"
     copy = shutil.copy(counted.spill, tmp_path / "copy.tsv")
     lowest = build._merge_counts([counted.spill, Path(copy)], merged, 100)
-    assert list(build._read_counts(merged)) == sorted((word, 2 * count) for word, count in expected.items())
-    kept = [word for word, count in build._read_counts(merged) if count >= lowest]
+    twice = [(word, 2 * count, 2 * training[word]) for word, count in sorted(expected.items())]
+    assert list(build._read_counts(merged)) == twice
+    kept = [word for word, count, _ in build._read_counts(merged) if count >= lowest]
     assert kept
     assert sum(len(word.encode()) + 1 for word in kept) <= 100
     assert not counted.spill.exists()
 
 
 def test_a_second_time_it_is_only_opened(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = prepare(small(text_file, tmp_path), progress=False)
+    first = prepare(small(text_file, tmp_path), NOTES, progress=False)
     monkeypatch.setattr(build, "_build", lambda *args: pytest.fail("built again"))
-    assert prepare(small(text_file, tmp_path), progress=False) == first
+    assert prepare(small(text_file, tmp_path), NOTES, progress=False) == first
     # Another length, other workers: the same cache.
-    assert prepare(replace(small(text_file, tmp_path), sequence_length=64, workers=3), progress=False) == first
+    assert prepare(replace(small(text_file, tmp_path), sequence_length=64, workers=3), NOTES, progress=False) == first
 
 
 @pytest.mark.parametrize(
@@ -129,18 +135,27 @@ def test_a_second_time_it_is_only_opened(text_file: Path, tmp_path: Path, monkey
 def test_settings_that_matter_have_a_cache_of_their_own(
     text_file: Path, tmp_path: Path, corpus: Corpus, change: dict[str, object]
 ):
-    other = prepare(replace(small(text_file, tmp_path), **change), progress=False)
+    other = prepare(replace(small(text_file, tmp_path), **change), NOTES, progress=False)
     assert other.folder.name != corpus.folder.name
 
 
 @pytest.mark.parametrize(
-    "name", ["train-00000.bin", "valid-00000.bin", "tokenizer.model", "counts.npy", "manifest.json"]
+    "name",
+    [
+        "train-00000.bin",
+        "valid-00000.bin",
+        "tokenizer.model",
+        "counts.npy",
+        "notes.tsv",
+        "train.occurrences.npy",
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_cache_is_noticed_and_built_again(
     text_file: Path, tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ):
-    made = prepare(small(text_file, tmp_path), progress=False)
+    made = prepare(small(text_file, tmp_path), NOTES, progress=False)
     path = made.folder / name
     content = path.read_bytes()
     if damage == "flip":
@@ -152,7 +167,7 @@ def test_a_damaged_cache_is_noticed_and_built_again(
     with pytest.raises(ValueError, match=rf"{path} is damaged"):
         load(made.folder)
     with caplog.at_level(logging.WARNING):
-        again = prepare(small(text_file, tmp_path), progress=False)
+        again = prepare(small(text_file, tmp_path), NOTES, progress=False)
     assert caplog.messages == [f"{path} is damaged; the corpus is prepared again"]
     assert again == made
     assert path.read_bytes() == content
@@ -161,16 +176,16 @@ def test_a_damaged_cache_is_noticed_and_built_again(
 
 def test_fingerprint_is_of_the_content(text_file: Path, tmp_path: Path, corpus: Corpus):
     copy = Path(shutil.copy(text_file, tmp_path / "copy.txt"))
-    assert prepare(small(copy, tmp_path / "a"), progress=False).fingerprint == corpus.fingerprint
+    assert prepare(small(copy, tmp_path / "a"), NOTES, progress=False).fingerprint == corpus.fingerprint
     copy.write_text(copy.read_text() + "\n\nOne more.")
-    assert prepare(small(copy, tmp_path / "a"), progress=False).fingerprint != corpus.fingerprint
+    assert prepare(small(copy, tmp_path / "a"), NOTES, progress=False).fingerprint != corpus.fingerprint
 
 
 @pytest.mark.parametrize("held_out", [0.0001, 0.9999])
 def test_two_documents_give_one_to_each_split(tmp_path: Path, held_out: float):
     path = tmp_path / "two.txt"
     path.write_text("the first document sails\n\nthe second document sinks")
-    made = prepare(replace(small(path, tmp_path), held_out=held_out), progress=False)
+    made = prepare(replace(small(path, tmp_path), held_out=held_out), NOTES, progress=False)
     assert (made.documents, made.held_out_documents) == (2, 1)
     assert min(made.train_tokens, made.valid_tokens) > 0
 
@@ -188,14 +203,14 @@ def test_too_few_documents(tmp_path: Path, content: str, message: str):
     path = tmp_path / "a.txt"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        prepare(small(path, tmp_path / "cache"), progress=False)
+        prepare(small(path, tmp_path / "cache"), NOTES, progress=False)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written(text_file: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"data.cache_dir=.*: cannot write .*: (Not a directory|File exists)"):
-        prepare(small(text_file, tmp_path / "file"), progress=False)
+        prepare(small(text_file, tmp_path / "file"), NOTES, progress=False)
 
 
 def test_a_full_disk(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,13 +222,13 @@ def test_a_full_disk(text_file: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         ConfigError, match=r"data.cache_dir=.*: cannot write the prepared corpus: No space left on device"
     ):
-        prepare(small(text_file, tmp_path), progress=False)
+        prepare(small(text_file, tmp_path), NOTES, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_dir_from_the_environment(text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("JAXPRETRAIN_CACHE", str(tmp_path / "there"))
-    made = prepare(replace(small(text_file, tmp_path), cache_dir=""), progress=False)
+    made = prepare(replace(small(text_file, tmp_path), cache_dir=""), NOTES, progress=False)
     assert made.folder.parent == tmp_path / "there"
 
 
@@ -221,13 +236,13 @@ def test_bad_bytes_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9 here\n\n" + b"and more text\n\n" * 5)
     with caplog.at_level(logging.WARNING):
-        prepare(small(path, tmp_path), progress=False)
+        prepare(small(path, tmp_path), NOTES, progress=False)
     assert caplog.messages == [f"{path}: 1 characters are not UTF-8 and were replaced"]
 
 
 def test_a_tokenizer_of_ones_own(text_file: Path, tmp_path: Path, corpus: Corpus):
     config = replace(small(text_file, tmp_path), tokenizer=str(corpus.tokenizer_path), vocab_size=9999)
-    made = prepare(config, progress=False)
+    made = prepare(config, NOTES, progress=False)
     assert made.vocab_size == corpus.vocab_size
     np.testing.assert_array_equal(stream(made, "train"), stream(corpus, "train"))
 
@@ -235,14 +250,15 @@ def test_a_tokenizer_of_ones_own(text_file: Path, tmp_path: Path, corpus: Corpus
 SCRIPT = """
 import sys, time
 import jaxpretrain.data.corpus as corpus_source
-from jaxpretrain.config import DataConfig
+from jaxpretrain.config import DataConfig, NotesConfig
 from jaxpretrain.data import build
 
 # No `if __name__ == "__main__"` on purpose.
 corpus_source.UNIT_BYTES = 2_000
 build._POOL_FROM = 0
 print("started", flush=True)
-corpus = build.prepare(DataConfig(source=sys.argv[1], vocab_size=300, cache_dir=sys.argv[2], workers=2), progress=False)
+data = DataConfig(source=sys.argv[1], vocab_size=300, cache_dir=sys.argv[2], workers=2)
+corpus = build.prepare(data, NotesConfig(), progress=False)
 print("done", corpus.documents, "jax" in sys.modules, flush=True)
 """
 
@@ -297,7 +313,7 @@ def test_what_a_killed_process_left_is_removed_later(text_file: Path, tmp_path: 
     for path in (old, new):
         path.mkdir()
     os.utime(old, (0, 0))
-    prepare(small(text_file, tmp_path), progress=False)
+    prepare(small(text_file, tmp_path), NOTES, progress=False)
     assert not old.exists()
     assert new.exists()
 
