@@ -1,0 +1,256 @@
+"""Settings: every recipe at every size is valid, every rule names what it forbids."""
+
+import dataclasses
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxpretrain.config import (
+    FREE_ON_RESUME,
+    SIZES,
+    Config,
+    ConfigError,
+    changed_fields,
+    flatten,
+    from_dict,
+    sized,
+    to_dict,
+    validate,
+    workdir_name,
+)
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text())
+
+
+def recipe(name: str, size: str = "tiny") -> Config:
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](size)
+
+
+def changed(field: str, value: Any) -> Config:
+    config = Config()
+    *rooms, leaf = field.split(".")
+    target = config
+    for room in rooms:
+        target = getattr(target, room)
+    assert hasattr(target, leaf), field
+    setattr(target, leaf, value)
+    return config
+
+
+# --- recipes ---
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid_at_every_size(name: str, size: str):
+    config = recipe(name, size)
+    validate(config)
+    assert (config.name, config.size) == (name, size)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_opens_with_its_command(name: str):
+    source = (ROOT / "configs" / f"{name}.py").read_text()
+    assert source.startswith('"""')
+    assert f"python -m jaxpretrain.train --config configs/{name}.py" in source.split('"""')[1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_default_size_is_tiny(name: str):
+    get_config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
+    assert get_config() == get_config("tiny")
+
+
+def test_an_unknown_size_is_named():
+    with pytest.raises(ConfigError, match=r"size 'huge' .* tiny, small, base, large"):
+        sized("huge")
+
+
+def test_base_is_the_papers_run():
+    config = sized("base")
+    flat = flatten(config)
+    paper = {
+        "model.layers": 12,
+        "model.hidden": 768,
+        "model.heads": 12,
+        "model.ffn": 3072,
+        "model.dropout": 0.1,
+        "model.attention_dropout": 0.1,
+        "data.vocab_size": 32768,
+        "data.sequence_length": 512,
+        "train.steps": 1_000_000,
+        "train.batch_size": 256,
+        "optim.learning_rate": 1e-4,
+        "optim.warmup_steps": 10_000,
+        "optim.decay": "linear",
+        "optim.beta1": 0.9,
+        "optim.beta2": 0.999,
+        "optim.eps": 1e-6,
+        "optim.weight_decay": 0.01,
+        "optim.decay_mask": False,
+        "optim.clip_norm": 1.0,
+        "objective.mask_rate": 0.15,
+        "objective.mask_share": 0.8,
+        "objective.random_share": 0.1,
+    }
+    assert {name: flat[name] for name in paper} == paper
+
+
+# --- names and files ---
+
+
+def test_default_workdir_is_recipe_and_size():
+    assert workdir_name(recipe("tupe"), recipe("tupe")) == "runs/tupe-tiny"
+
+
+def test_workdir_tells_the_overrides_that_change_the_result():
+    config = changed("model.position", "relative")
+    assert workdir_name(config, Config()) == "runs/bert-tiny-position=relative"
+    config.train.seed, config.train.steps, config.checkpoint.keep = 3, 7, 9
+    assert workdir_name(config, Config()) == "runs/bert-tiny-position=relative-seed=3"
+
+
+def test_workdir_of_a_path_or_a_name_used_twice_is_one_readable_folder():
+    config = changed("data.source", "text:/home/me/my books/*.txt")
+    assert workdir_name(config, Config()) == "runs/bert-tiny-source=text:_home_me_mybooks_*.txt"
+    leaves = [name.rpartition(".")[2] for name in flatten(Config())]
+    twice = next(name for name in flatten(Config()) if leaves.count(name.rpartition(".")[2]) > 1)
+    if twice not in FREE_ON_RESUME:
+        assert twice + "=" in workdir_name(changed(twice, 77), Config())
+
+
+def test_runs_of_different_results_have_different_workdirs():
+    names = {workdir_name(changed(name, "other"), Config()) for name in flatten(Config()) if name not in FREE_ON_RESUME}
+    assert len(names) == len(flatten(Config())) - len(FREE_ON_RESUME)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_survives_json(name: str):
+    config = recipe(name, "base")
+    config.optim.learning_rate = 1.5e-4
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_field_of_another_version_is_named_and_a_missing_one_has_its_default():
+    values = to_dict(changed("model.layers", 5))
+    del values["model"]["heads"]
+    assert from_dict(values).model == dataclasses.replace(Config().model, layers=5)
+    values["model"]["wings"] = 2
+    with pytest.raises(ConfigError, match="wings"):
+        from_dict(values)
+
+
+def test_changed_fields_are_those_that_shape_the_result():
+    assert changed_fields(Config(), Config()) == []
+    assert changed_fields(Config(), changed("model.layers", 4)) == ["model.layers: 2 → 4"]
+    for name in FREE_ON_RESUME:
+        assert name in flatten(Config())
+        assert changed_fields(Config(), changed(name, "other")) == []
+
+
+def test_every_field_that_may_change_is_about_running_not_learning():
+    rooms = {name.partition(".")[0] for name in FREE_ON_RESUME}
+    assert not rooms & {"model", "objective", "optim", "notes"}
+
+
+# --- rules ---
+
+BAD = [
+    ("model.position", "alibi"),
+    ("model.dtype", "float16"),
+    ("model.attention", "flash"),
+    ("model.layer_loop", "while"),
+    ("model.layers", 0),
+    ("model.hidden", 0),
+    ("model.heads", 3),
+    ("model.heads", 0),
+    ("model.ffn", -1),
+    ("model.embedding", -1),
+    ("model.max_positions", -1),
+    ("model.segments", -1),
+    ("model.relative_buckets", 30),
+    ("model.relative_buckets", 0),
+    ("model.relative_max_distance", 8),
+    ("model.dropout", 1.0),
+    ("model.dropout", -0.1),
+    ("model.attention_dropout", 1.5),
+    ("model.layer_norm_eps", 0.0),
+    ("model.initializer_range", 0.0),
+    ("data.source", " "),
+    ("data.sequence_length", 4),
+    ("data.vocab_size", 63),
+    ("data.tokenizer_type", "wordpiece"),
+    ("data.tokenizer_sample_mb", 0),
+    ("data.held_out", 0.0),
+    ("data.held_out", 1.0),
+    ("data.workers", -1),
+    ("objective.name", "gpt"),
+    ("objective.mask_rate", 0.0),
+    ("objective.mask_rate", 1.0),
+    ("objective.mask_share", 1.1),
+    ("objective.random_share", 0.3),
+    ("objective.random_share", -0.1),
+    ("optim.learning_rate", 0.0),
+    ("optim.learning_rate", float("nan")),
+    ("optim.warmup_steps", -1),
+    ("optim.decay", "step"),
+    ("optim.beta1", 1.0),
+    ("optim.beta2", -0.1),
+    ("optim.eps", 0.0),
+    ("optim.weight_decay", -0.01),
+    ("optim.clip_norm", -1.0),
+    ("train.steps", 0),
+    ("train.batch_size", 0),
+    ("train.accumulation", 0),
+    ("train.seed", -1),
+    ("train.seed", 2**31),
+    ("train.log_every", 0),
+    ("eval.every", -1),
+    ("eval.examples", 0),
+    ("eval.batch_size", -1),
+    ("checkpoint.every_steps", -1),
+    ("checkpoint.every_minutes", -1.0),
+    ("checkpoint.keep", 0),
+    ("sharding.fsdp", 0),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_named(field: str, value: Any):
+    with pytest.raises(ConfigError) as caught:
+        validate(changed(field, value))
+    message = str(caught.value)
+    assert message.startswith(f"{field}={value!r}: must be ")
+    assert "\n" not in message
+
+
+def test_rules_between_fields():
+    config = changed("model.max_positions", 64)
+    with pytest.raises(ConfigError, match=r"data\.sequence_length=128: .* model\.max_positions=64"):
+        validate(config)
+    config = changed("train.accumulation", 3)
+    with pytest.raises(ConfigError, match=r"train\.batch_size=16: .* train\.accumulation=3"):
+        validate(config)
+    config = changed("model.attention", "fused")
+    with pytest.raises(ConfigError, match=r"model\.attention_dropout=0\.1: .* 0 with model\.attention='fused'"):
+        validate(config)
+    config.model.attention_dropout = 0.0
+    validate(config)
+
+
+def test_every_number_has_a_rule():
+    """A new field without a check in `validate` shows here."""
+    unchecked = []
+    for name, value in flatten(Config()).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        try:
+            validate(changed(name, type(value)(-7)))
+        except ConfigError:
+            continue
+        unchecked.append(name)
+    assert not unchecked

@@ -1,0 +1,53 @@
+"""Every recipe, shrunken, builds and learns for two steps."""
+
+import runpy
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpretrain.config import validate
+from jaxpretrain.data.tokenizer import CLS, NEITHER, SEP
+from jaxpretrain.objectives import build
+from jaxpretrain.training import sharding
+from jaxpretrain.training.optimizer import optimizer
+from jaxpretrain.training.state import init_state
+from jaxpretrain.training.step import train_step
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text())
+VOCAB = 208
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@pytest.mark.parametrize("size", ["tiny", "large"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps(name: str, size: str):
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](size)
+    model, length = config.model, 16
+    model.layers, model.hidden, model.heads, model.ffn = 1, 32, 4, 64
+    config.data.sequence_length, config.data.vocab_size, config.train.batch_size = length, VOCAB, 8
+    config.optim.warmup_steps = 0
+    validate(config)
+    mesh, objective, adam = sharding.make_mesh(config), build(config, VOCAB), optimizer(config)
+    init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=8)
+    shapes = jax.eval_shape(init, 0)
+    places = sharding.state_sharding(mesh, shapes)
+    state = jax.jit(init, out_shardings=places, compiler_options=FAST)(0)
+    tokens = np.random.default_rng(0).integers(NEITHER + 1, VOCAB, (8, length), dtype=np.int32)
+    tokens[:, 0], tokens[:, -1] = CLS, SEP
+    batch = {"tokens": tokens, "rows": np.arange(8, dtype=np.int32)}
+    if config.notes.enabled:
+        batch["words"] = np.zeros_like(tokens)
+    batch = sharding.put_batch(batch, sharding.batch_sharding(mesh))
+    function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
+    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0, compiler_options=FAST)
+    before = np.asarray(state.params["encoder"]["embedder"]["tokens"])
+    for _ in range(2):
+        state, metrics = step(state, batch)
+        assert metrics["finite"]
+        assert float(metrics["metrics"]["loss"][0]) > 0
+    assert int(state.step) == 2
+    assert (np.asarray(state.params["encoder"]["embedder"]["tokens"]) != before).any()

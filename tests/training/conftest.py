@@ -1,0 +1,113 @@
+"""A model small enough to compile in a second, and its step on any number of devices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpretrain.config import Config, flatten, validate
+from jaxpretrain.data.tokenizer import CLS, NEITHER, SEP
+from jaxpretrain.objectives import Objective, build
+from jaxpretrain.training import sharding
+from jaxpretrain.training.optimizer import optimizer
+from jaxpretrain.training.state import TrainState, init_state
+from jaxpretrain.training.step import train_step
+
+VOCAB = 208
+FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
+
+
+@dataclass(frozen=True)
+class Run:
+    """A compiled step, a state to start from (donated by the first step) and a batch on the devices."""
+
+    config: Config
+    objective: Objective
+    mesh: jax.sharding.Mesh
+    step: jax.stages.Compiled
+    state: TrainState
+    shapes: TrainState
+    batch: dict[str, jax.Array]
+
+    def losses(self, steps: int) -> list[float]:
+        """Of some steps, each on a batch of its own."""
+        state, found = self.state, []
+        for number in range(steps):
+            state, metrics = self.step(state, put(self, batch_of(self.config, number)))
+            assert metrics["finite"]
+            found.append(float(metrics["metrics"]["loss"][0]))
+        return found
+
+
+def batch_of(config: Config, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(NEITHER + 1, VOCAB, (config.train.batch_size, config.data.sequence_length), dtype=np.int32)
+    tokens[:, 0], tokens[:, -1] = CLS, SEP
+    return {"tokens": tokens, "rows": np.arange(len(tokens), dtype=np.int32)}
+
+
+def put(run: Run, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return sharding.put_batch(batch, sharding.batch_sharding(run.mesh))
+
+
+def small_config(**fields: Any) -> Config:
+    """Dotted names with `__` for the dot: `small(model__position="tupe_r")`."""
+    config = Config()
+    defaults = {
+        "data__sequence_length": 16,
+        "data__vocab_size": VOCAB,
+        "model__layers": 1,
+        "model__hidden": 32,
+        "model__ffn": 64,
+        "train__batch_size": 16,
+        "train__steps": 100,
+        "optim__warmup_steps": 2,
+    }
+    for name, value in (defaults | fields).items():
+        room, _, leaf = name.partition("__")
+        assert hasattr(getattr(config, room), leaf), name
+        setattr(getattr(config, room), leaf, value)
+    validate(config)
+    return config
+
+
+_compiled: dict[Any, tuple[Callable[[int], TrainState], Run]] = {}  # a session's tests share what is compiled
+
+
+def start(config: Config, devices: int = 1) -> Run:
+    """As the loop does it: state born sharded, step compiled ahead, state donated."""
+    key = (*flatten(config).items(), devices, sharding.SMALL)
+    if key not in _compiled:
+        mesh = sharding.make_mesh(config, jax.devices()[:devices])
+        objective, adam = build(config, VOCAB), optimizer(config)
+        init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=0)
+        shapes = jax.eval_shape(init, config.train.seed)
+        places = sharding.state_sharding(mesh, shapes)
+        like = sharding.with_sharding(shapes, places)
+        batch = sharding.put_batch(batch_of(config), sharding.batch_sharding(mesh))
+        function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
+        step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile(FAST)
+        make = jax.jit(init, out_shardings=places, compiler_options=FAST)
+        _compiled[key] = make, Run(config, objective, mesh, step, like, like, batch)
+    make, run = _compiled[key]
+    return replace(run, state=make(config.train.seed))
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., Config]:
+    return small_config
+
+
+@pytest.fixture(scope="session")
+def start_run() -> Callable[..., Run]:
+    return start
+
+
+@pytest.fixture
+def shard_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of these models are small: spread even them."""
+    monkeypatch.setattr(sharding, "SMALL", 1)

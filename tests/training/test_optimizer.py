@@ -1,0 +1,105 @@
+"""Adam: the schedule at its corners, and five steps against ten lines of numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpretrain.config import Config, OptimConfig
+from jaxpretrain.objectives import build
+from jaxpretrain.training.optimizer import decayed, optimizer, schedule
+
+PEAK, WARMUP, STEPS = 3e-4, 10, 100
+
+
+def rates(decay: str = "linear", warmup: int = WARMUP, steps: int = STEPS) -> np.ndarray:
+    """The rate of every step and of the one after the last."""
+    config = OptimConfig(learning_rate=PEAK, warmup_steps=warmup, decay=decay)
+    return np.array([float(jnp.asarray(schedule(config, steps)(step))) for step in range(steps + 1)])
+
+
+@pytest.mark.parametrize(
+    ("decay", "middle", "end"), [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)]
+)
+def test_schedule(decay: str, middle: float, end: float):
+    found = rates(decay) / PEAK
+    np.testing.assert_allclose(found[:WARMUP], np.arange(1, WARMUP + 1) / WARMUP, rtol=1e-5)
+    np.testing.assert_allclose(found[[WARMUP, 55, STEPS]], [1.0, middle, end], rtol=1e-5, atol=1e-7)
+    assert (np.diff(found[WARMUP:]) <= 1e-7).all()
+
+
+def test_without_warmup_the_first_rate_is_the_peak():
+    assert rates(warmup=0)[0] == pytest.approx(PEAK)
+
+
+def test_a_warmup_longer_than_the_run_ends_with_it():
+    found = rates(warmup=1000, steps=10)
+    np.testing.assert_allclose(found[:10] / PEAK, np.arange(1, 11) / 10, rtol=1e-5)
+
+
+def test_a_lengthened_run_follows_the_longer_schedule():
+    short, long = rates(steps=100), rates(steps=190)
+    np.testing.assert_allclose(short[:WARMUP], long[:WARMUP])
+    assert short[100] == 0
+    assert long[100] == pytest.approx(PEAK / 2)
+
+
+PARAMS = {
+    "dense": {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]]), "bias": np.array([0.3, -0.2])},
+    "norm": {"scale": np.ones(2)},
+}
+
+
+def grads_of(step: int) -> dict:
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda x: 2.0 * rng.normal(size=x.shape) + 0.1, PARAMS)
+
+
+def numpy_adam(config: Config, steps: int) -> dict:
+    """Kingma and Ba's Adam with a clipped gradient and Loshchilov and Hutter's decay."""
+    o = config.optim
+    params = jax.tree.map(np.copy, PARAMS)
+    m, v = jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
+    for t in range(1, steps + 1):
+        grads = grads_of(t)
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
+        scale = min(1.0, o.clip_norm / norm) if o.clip_norm else 1.0
+        rate = o.learning_rate * min(
+            t / o.warmup_steps, 1 - (t - 1 - o.warmup_steps) / (config.train.steps - o.warmup_steps)
+        )
+        for room, leaf in (("dense", "kernel"), ("dense", "bias"), ("norm", "scale")):
+            g = scale * grads[room][leaf]
+            m[room][leaf] = o.beta1 * m[room][leaf] + (1 - o.beta1) * g
+            v[room][leaf] = o.beta2 * v[room][leaf] + (1 - o.beta2) * g**2
+            step = m[room][leaf] / (1 - o.beta1**t) / (np.sqrt(v[room][leaf] / (1 - o.beta2**t)) + o.eps)
+            decay = 0.0 if o.decay_mask and leaf != "kernel" else o.weight_decay
+            params[room][leaf] = params[room][leaf] - rate * (step + decay * params[room][leaf])
+    return params
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("decay_mask", [False, True])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0, 1e6])
+def test_steps_are_those_of_the_papers(decay_mask: bool, clip_norm: float):
+    config = Config()
+    config.optim = OptimConfig(
+        learning_rate=0.1, warmup_steps=2, weight_decay=0.5, clip_norm=clip_norm, decay_mask=decay_mask
+    )
+    config.train.steps = 10
+    adam, params = optimizer(config), jax.tree.map(jnp.asarray, PARAMS)
+    state = adam.init(params)
+    for t in range(1, 7):
+        updates, state = adam.update(grads_of(t), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), params, numpy_adam(config, 6))
+
+
+def test_decay_mask_leaves_out_biases_and_layer_norms():
+    config = Config()
+    config.model.position = "tupe_r"
+    params = jax.eval_shape(build(config, 208).init, jax.random.key(0))
+    for path, wanted in jax.tree_util.tree_leaves_with_path(decayed(params)):
+        assert wanted == (path[-1].key not in ("bias", "scale")), path
+    left_out = [not wanted for wanted in jax.tree.leaves(decayed(params))]
+    assert any(left_out)
+    assert not all(left_out)

@@ -1,0 +1,122 @@
+"""A run's folder: recognised, never taken from another run, never shared."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from jaxpretrain.config import Config, ConfigError
+from jaxpretrain.training.checkpoint import Checkpointer, CheckpointError
+from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, read_config, write_config
+
+
+@pytest.fixture
+def workdir(tmp_path) -> epath.Path:
+    return epath.Path(tmp_path / "runs" / "one")
+
+
+def opened(config: Config, workdir: epath.Path) -> epath.Path:
+    open_workdir(config, workdir)
+    write_config(config, workdir)
+    return workdir
+
+
+def test_a_config_comes_back(workdir):
+    config = Config(name="mine", size="small")
+    config.optim.learning_rate = 3e-4
+    opened(config, workdir)
+    assert read_config(workdir) == config
+    assert sorted(path.name for path in workdir.iterdir()) == ["config.json"]
+
+
+def test_no_folder_no_config(workdir):
+    assert read_config(workdir) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', '{"unheard": 1}'])
+def test_a_damaged_config_is_named(workdir, text: str):
+    opened(Config(), workdir)
+    (workdir / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config.json|unheard"):
+        read_config(workdir)
+
+
+def test_a_run_with_another_config_is_left_alone(workdir):
+    opened(Config(), workdir)
+    before = (workdir / "config.json").read_text()
+    other = Config()
+    other.model.layers, other.train.seed = 4, 7
+    with pytest.raises(ConfigError, match=r"model.layers: 2 → 4; train.seed: 0 → 7") as caught:
+        open_workdir(other, workdir)
+    assert str(workdir) in str(caught.value)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_what_does_not_shape_the_result_may_change(workdir):
+    opened(Config(), workdir)
+    other = Config()
+    other.train.steps, other.train.log_every, other.eval.every, other.checkpoint.keep = 9999, 7, 3, 5
+    open_workdir(other, workdir)
+
+
+def test_checkpoints_without_a_config_are_left_alone(workdir):
+    (workdir / "checkpoints" / "00000005").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        open_workdir(Config(), workdir)
+
+
+def test_a_folder_that_cannot_be_made_is_named(workdir):
+    workdir.parent.parent.mkdir(parents=True, exist_ok=True)
+    workdir.parent.write_text("a file")
+    with pytest.raises(ConfigError, match=f"--workdir={workdir}"):
+        open_workdir(Config(), workdir)
+
+
+def test_a_held_workdir_is_refused_and_free_afterwards(workdir):
+    opened(Config(), workdir)
+    with locked(workdir), pytest.raises(ConfigError, match="in use by another run"), locked(workdir):
+        pass
+    with locked(workdir):
+        pass
+
+
+def test_resume_needs_the_same_text_and_no_fewer_steps(workdir):
+    config, host = Config(), {"corpus": "a" * 32}
+    check_resume(config, "a" * 32, host, config.train.steps, workdir)
+    with pytest.raises(ConfigError, match=r"data.source='python-docs'.*bbbb.*aaaa"):
+        check_resume(config, "b" * 32, host, 10, workdir)
+    with pytest.raises(ConfigError, match=r"train.steps=2500.*step 2501"):
+        check_resume(config, "a" * 32, host, 2501, workdir)
+
+
+def like(tree):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
+def test_parameters_of_another_run(workdir):
+    params = {"encoder": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "head": {"bias": jnp.ones(3)}}
+    checkpoints = Checkpointer(workdir / "checkpoints", keep=2, keep_best=True)
+    checkpoints.save(1, {"params": params, "step": jnp.int32(1)}, {}, metric=1.0)
+    checkpoints.save(2, {"params": jax.tree.map(lambda x: x + 1, params), "step": jnp.int32(2)}, {}, metric=2.0)
+    checkpoints.close()
+    found = params_of_run(str(workdir), like(params))
+    assert found["encoder"]["kernel"].tolist() == params["encoder"]["kernel"].tolist()  # the best, not the newest
+
+    wider = {"encoder": {"kernel": jnp.zeros((2, 4))}, "head": {"bias": jnp.ones(3)}}
+    with pytest.raises(ConfigError, match=r"encoder/kernel is \(2, 3\) there and \(2, 4\)"):
+        params_of_run(str(workdir), like(wider))
+    with pytest.raises(ConfigError, match=r"head/bias is \(3,\) there and absent"):
+        params_of_run(str(workdir), like({"encoder": params["encoder"]}))
+
+
+def test_parameters_of_no_run(workdir):
+    with pytest.raises((ConfigError, CheckpointError), match=str(workdir)):
+        params_of_run(str(workdir), {})
+
+
+def test_config_json_is_readable(workdir):
+    opened(Config(), workdir)
+    assert json.loads((workdir / "config.json").read_text())["model"]["layers"] == 2
