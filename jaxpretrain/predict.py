@@ -2,6 +2,8 @@
 
     python -m jaxpretrain.predict --workdir runs/tupe-tiny "Returns the [MASK] of the list."
     python -m jaxpretrain.predict --workdir runs/tupe-tiny --embed "One sentence." "Another one."
+    python -m jaxpretrain.predict --workdir runs/tnf-tiny --notes "algorithm"
+    python -m jaxpretrain.predict --workdir runs/mcbert-tiny --quiz "Returns the length of the list."
 
 Without sentences as arguments it reads them from standard input, one a line.
 """
@@ -10,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,8 +24,10 @@ from jax import Array
 
 from jaxpretrain import cli
 from jaxpretrain.config import Config, ConfigError
+from jaxpretrain.data import rare_words
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
 from jaxpretrain.objectives import Objective, build
+from jaxpretrain.objectives.mcbert import MCBERT
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import read_config
 
@@ -30,6 +35,9 @@ MASK_TEXT = "[MASK]"
 
 TOP = flags.DEFINE_integer("top", 5, "Pieces shown for each [MASK].", lower_bound=1)
 EMBED = flags.DEFINE_bool("embed", False, "Print sentence vectors (mean of the last layer) instead of filling masks.")
+NOTES = flags.DEFINE_bool("notes", False, "List the words whose notes are nearest to those of the words given (TNF).")
+QUIZ = flags.DEFINE_bool("quiz", False, "Show the meta controller's questions about the sentences, and the answers.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the masks and draws of --quiz.")
 JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; default the best one, else the newest.")
 BATCH = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", lower_bound=1)
@@ -152,12 +160,89 @@ def embed(run: Loaded, texts: Sequence[str], batch_size: int = 32) -> np.ndarray
     return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
 
 
+def nearest_notes(workdir: epath.PathLike, words: Sequence[str], top: int, step: int | None = None) -> list[dict]:
+    """For each word, those whose notes have the largest cosine with its own.
+
+    Raises:
+        ConfigError: the run has no notes, or no note for a word.
+    """
+    path = epath.Path(workdir) / rare_words.FILE_NAME
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir}: a run without notes (notes.enabled)")
+    known = rare_words.read(Path(path))
+    notes, _ = restore_params(epath.Path(workdir) / "checkpoints", "best" if step is None else step, subtree="notes")
+    written = notes["written"][: len(known)] >= 0
+    table = notes["table"][: len(known)]
+    table = table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-12)
+    rows = {word: row for row, word in enumerate(known)}
+    found = []
+    for word in words:
+        if word not in rows:
+            raise ConfigError(f"{word!r} is not among the {len(known):,} rare words of {path}")
+        cosine = np.where(written, table @ table[rows[word]], -1.0)
+        nearest = [i for i in np.argsort(-cosine) if i != rows[word]][:top]
+        found.append({"word": word, "nearest": {known[i]: float(cosine[i]) for i in nearest}})
+    return found
+
+
+def quiz(run: Loaded, text: str, seed: int = 0) -> list[dict[str, Any]]:
+    """A sentence's questions: at each position the piece shown, the candidates, the answer and the model's choice.
+
+    Raises:
+        ConfigError: the run has no meta controller.
+    """
+    objective, tokenizer = run.objective, run.tokenizer
+    if not isinstance(objective, MCBERT):
+        raise ConfigError(f"--quiz: objective.name={run.config.objective.name!r} sets no questions; mcbert does")
+    tokens = jnp.asarray([to_ids(tokenizer, text, max_length(run))])
+    batch = {"tokens": tokens, "rows": jnp.zeros(1, jnp.int32)}
+    questions, scores = jax.device_get(objective.quiz(run.params, batch, jax.random.key(seed)))
+    chosen = scores.argmax(-1)
+    names = [
+        [tokenizer.id_to_piece(piece).replace("▁", " ").strip() or "▁" for piece in row]
+        for row in questions.candidates[0]
+    ]
+    return [
+        {
+            "piece": tokenizer.id_to_piece(int(tokens[0, i])),
+            "shown": tokenizer.id_to_piece(questions.inputs[0, i]),
+            "candidates": names[i],
+            "answer": int(questions.answers[0, i]),
+            "choice": int(chosen[0, i]),
+        }
+        for i in range(1, tokens.shape[1] - 1)
+    ]
+
+
+def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:
+    """The questions as a table; where the controller changed a piece, it is marked."""
+    print(text)
+    for q in questions:
+        right = "✓" if q["choice"] == q["answer"] else "✗"
+        change = "" if q["piece"] == q["shown"] else f" (was {q['piece']})"
+        others = ", ".join(name for i, name in enumerate(q["candidates"]) if i != q["choice"])
+        print(f"  {right} {q['shown'] + change:<28} chose {q['candidates'][q['choice']]:<14} not {others}")
+
+
 def main(argv: Sequence[str]) -> None:
-    """Fills masks or embeds the sentences given."""
+    """Answers about the sentences given."""
     texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
     if cli.WORKDIR.value is None:
         raise ConfigError("--workdir is missing: a folder that jaxpretrain.train wrote")
+    if NOTES.value:
+        for found in nearest_notes(cli.WORKDIR.value, texts, TOP.value, STEP.value):
+            line = "   ".join(f"{word} {cosine:.2f}" for word, cosine in found["nearest"].items())
+            print(json.dumps(found, ensure_ascii=False) if JSON.value else f"{found['word']}: {line}")
+        return
     run = load_run(cli.WORKDIR.value, STEP.value)
+    if QUIZ.value:
+        for text in texts:
+            questions = quiz(run, text, SEED.value)
+            if JSON.value:
+                print(json.dumps({"text": text, "questions": questions}, ensure_ascii=False))
+            else:
+                print_quiz(text, questions)
+        return
     if EMBED.value:
         for text, vector in zip(texts, embed(run, texts, BATCH.value), strict=True):
             values = [round(float(x), 6) for x in vector]

@@ -38,7 +38,14 @@ from jaxpretrain.training.optimizer import schedule
 from jaxpretrain.training.signals import Signals
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
-from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, write_config
+from jaxpretrain.training.workdir import (
+    check_resume,
+    corpus_marks,
+    locked,
+    open_workdir,
+    params_of_run,
+    write_run_files,
+)
 
 
 def main(config: Config) -> None:
@@ -67,6 +74,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
     corpus = prepare(config.data, config.notes)
+    marks = corpus_marks(corpus, config)
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 
     # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.
@@ -80,7 +88,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     restored = checkpoints.restore(like)
     if restored is not None:
         state, host = restored
-        check_resume(config, corpus.fingerprint, host, int(state.step), workdir)
+        check_resume(config, marks, host, int(state.step), workdir)
     else:
         state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
         if config.init_from:
@@ -93,8 +101,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         say_what_next(workdir, objective.headline, result)
         return result
     done.unlink(missing_ok=True)
-    write_config(config, workdir)
-    (workdir / "tokenizer.model").write_bytes(epath.Path(corpus.tokenizer_path).read_bytes())
+    write_run_files(config, corpus, workdir)
 
     # Batches are a function of (seed, step): a resumed run goes on with the same sequence.
     batch_size, length = config.train.batch_size, config.data.sequence_length
@@ -185,7 +192,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
                 bar.write(f"step {step:>7,}  " + "  ".join(f"{name} {value:.3f}" for name, value in result.items()))
             writer.write(step, line)
             if save_due:
-                host = {"seconds": seconds, "corpus": corpus.fingerprint}
+                host = {"seconds": seconds} | marks
                 checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
                 saved_at = time.perf_counter()
             if stop and not last:
@@ -236,6 +243,7 @@ def print_table(
         "corpus": f"{config.data.source}: {corpus.train_tokens:,} tokens in {corpus.vocab_size:,} pieces "
         f"({config.train.steps * tokens / max(corpus.train_tokens, 1):.1f} passes), "
         f"{corpus.valid_tokens:,} held out, fingerprint {corpus.fingerprint[:12]}",
+        **({"notes": f"{corpus.note_rows:,} rare words"} if config.notes.enabled else {}),
         "compiled": f"in {compile_seconds:.1f} s",
     }
     print("\n".join(f"  {name:<9} {text}" for name, text in table.items()), flush=True)

@@ -221,6 +221,15 @@ class MCBERT:
         table = params["encoder"]["embedder"]["tokens"]
         return self.head.apply({"params": params["head"]}, x, table, candidates)  # type: ignore[return-value]
 
+    def quiz(self, params: Params, batch: Batch, key: Array) -> tuple[Questions, Array]:
+        """The questions about a batch and the main model's scores of the candidates, [B, T, k]."""
+        batch = self.corrupt(batch, key)
+        padding = batch["tokens"] == PAD
+        contexts = self.controller_contexts(params, batch["inputs"], padding, None)
+        questions = ask(self.draw(params, contexts, batch), batch["tokens"], batch["masked"])
+        x = self.encoder.apply(params["encoder"], questions.inputs, padding=padding)
+        return questions, self.choice_scores(params, x, questions.candidates)
+
     def main(self, params: Params) -> Params:
         return params["encoder"]
 

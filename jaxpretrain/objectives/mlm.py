@@ -9,17 +9,20 @@ from jaxpretrain.data.masking import mask_tokens, row_keys
 from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, compute_dtype
 from jaxpretrain.models.heads import MLMHead, take_positions
-from jaxpretrain.notes import Notes
+from jaxpretrain.notes import Notes, around
 from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params, read_notes
 
 
-def mlm_loss(logits: Array, labels: Array, weights: Array) -> tuple[Array, Metrics]:
+def mlm_loss(
+    logits: Array, labels: Array, weights: Array, groups: dict[str, Array] | None = None
+) -> tuple[Array, Metrics]:
     """Cross-entropy at the masked positions.
 
     Args:
         logits: float [B, P, V].
         labels: int [B, P], the original tokens.
         weights: float [B, P], summing to 1 over the global batch; 0 where nothing was masked.
+        groups: bool [B, P] by name, for losses of some positions apart.
 
     Returns:
         The weighted sum, and loss, accuracy and probability of the truth as metrics.
@@ -33,6 +36,9 @@ def mlm_loss(logits: Array, labels: Array, weights: Array) -> tuple[Array, Metri
         "mlm_accuracy": ((right * chosen).sum(), count),
         "mlm_probability": ((jnp.exp(log_likelihood) * chosen).sum(), count),
     }
+    for name, group in (groups or {}).items():
+        members = chosen * group
+        metrics[f"mlm_loss_{name}"] = (-(log_likelihood * members).sum(), members.sum())
     return -(log_likelihood * weights).sum(), metrics
 
 
@@ -75,7 +81,12 @@ class MLM:
             keys=None if key is None else row_keys(key, batch["rows"]),
         )
         logits = self.logits(params, take_positions(contexts, batch["positions"]))
-        loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
+        groups = None
+        if key is None and "occurrences" in batch:  # evaluation: is it near rare words that notes help?
+            near = around(batch["occurrences"], contexts.shape[1], self.config.notes.window).any(1)
+            near = jnp.take_along_axis(near, batch["positions"], 1)
+            groups = {"near_rare_words": near, "elsewhere": ~near}
+        loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"], groups)
         return loss, Aux(metrics=metrics | notes_metrics, contexts=contexts)
 
     def main(self, params: Params) -> Params:

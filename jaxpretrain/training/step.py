@@ -36,7 +36,9 @@ def train_step(
         The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "update_norm", "finite"}`.
     """
     mask_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
-    batch = objective.corrupt(with_occurrences(batch, state.notes, config), mask_key)
+    if state.notes is not None:
+        batch = with_occurrences(batch, config)
+    batch = objective.corrupt(batch, mask_key)
 
     def loss_fn(params: Any, batch: Batch) -> tuple[Array, tuple[Metrics, Array | None]]:
         # Whole weights are gathered here. Left alone, the partitioner would split the *activations* over fsdp.
@@ -88,12 +90,14 @@ def eval_step(
     config: Config,
     mask_key: Array,
 ) -> Metrics:
-    """Metrics of a held-out batch, its masks fixed by the key and each example's number. Notes are read, not written.
+    """Metrics of a held-out batch, its masks fixed by the key and each example's number.
+
+    Notes are read, not written; with notes, the metrics without them stand beside, under `without_notes/`.
 
     Args:
         unigram: float [V], log-probabilities of the pieces in the training text: the model to beat.
     """
-    batch = objective.corrupt(with_occurrences(batch, notes, config), mask_key)
+    batch = objective.corrupt(with_occurrences(batch, config), mask_key)
     metrics = objective.loss(params, batch, notes, None)[1].metrics
     chosen = batch["weights"] > 0
     metrics["unigram_loss"] = (-(unigram[batch["labels"]] * chosen).sum(), chosen.sum())
@@ -103,10 +107,8 @@ def eval_step(
     return metrics
 
 
-def with_occurrences(batch: Batch, notes: Notes | None, config: Config) -> Batch:
-    """The batch with the places of its rare words, if it has word marks."""
-    if notes is None:
-        return batch
+def with_occurrences(batch: Batch, config: Config) -> Batch:
+    """The batch with the places of its rare words, from its word marks."""
     return {**batch, "occurrences": find(batch["words"], config.notes.capacity)}
 
 

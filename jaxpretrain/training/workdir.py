@@ -11,6 +11,8 @@ import jax
 from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
+from jaxpretrain.data import rare_words
+from jaxpretrain.data.build import Corpus
 from jaxpretrain.training.checkpoint import restore_params
 
 
@@ -57,6 +59,14 @@ def write_config(config: Config, workdir: epath.Path) -> None:
     temporary.replace(workdir / "config.json")
 
 
+def write_run_files(config: Config, corpus: Corpus, workdir: epath.Path) -> None:
+    """What a run's folder holds from the start: config.json, the tokenizer and, with notes, their words."""
+    write_config(config, workdir)
+    files = [corpus.tokenizer_path] + ([corpus.folder / rare_words.FILE_NAME] if config.notes.enabled else [])
+    for file in files:
+        (workdir / file.name).write_bytes(file.read_bytes())
+
+
 @contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
     """Holds the workdir against a second run on this machine, for as long as the process lives.
@@ -75,18 +85,25 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         yield
 
 
-def check_resume(config: Config, corpus_fingerprint: str, host: dict[str, Any], step: int, workdir: epath.Path) -> None:
+def corpus_marks(corpus: Corpus, config: Config) -> dict[str, str]:
+    """What a checkpoint keeps of its corpus, for `check_resume`: the fingerprints of what the run reads of it."""
+    return {"corpus": corpus.fingerprint} | ({"notes": corpus.note_fingerprint} if config.notes.enabled else {})
+
+
+def check_resume(config: Config, marks: dict[str, str], host: dict[str, Any], step: int, workdir: epath.Path) -> None:
     """Whether a restored state can go on under this config and corpus.
 
     Raises:
         ConfigError: it cannot.
     """
-    if host["corpus"] != corpus_fingerprint:
-        raise ConfigError(
-            f"data.source={config.data.source!r}: the text is not the one that {workdir} was trained on so far "
-            f"(fingerprint {corpus_fingerprint[:12]}, was {host['corpus'][:12]}): restore it, or start anew in "
-            f"another --workdir, with --config.init_from={workdir} to keep what was learnt"
-        )
+    for name, mark in marks.items():
+        what = "text" if name == "corpus" else "dictionary of rare words"
+        if host[name] != mark:
+            raise ConfigError(
+                f"data.source={config.data.source!r}: the {what} is not the one that {workdir} was trained on so far "
+                f"(fingerprint {mark[:12]}, was {host[name][:12]}): restore it, or start anew in another --workdir, "
+                f"with --config.init_from={workdir} to keep what was learnt"
+            )
     if step > config.train.steps:
         raise ConfigError(f"train.steps={config.train.steps}: {workdir} is already at step {step}; it can only go up")
 
