@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 BLOCK = 256  # pieces
-CHUNK = 512  # positions at a time, over all sequences of a device
+CHUNK = 512  # positions at a time, over all sequences of a device: enough to fill an accelerator
+CPU_CHUNK = 128  # as many as a CPU's cache holds: three times as fast as four times as many
 
 
 def draw(logits: Array, uniforms: Array) -> Array:
@@ -28,6 +29,7 @@ def draw(logits: Array, uniforms: Array) -> Array:
         int32 [..., k].
     """
     vocab_size = logits.shape[-1]
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))  # 16 bits cannot hold the running sums
     logits = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, -vocab_size % BLOCK)], constant_values=-jnp.inf)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     weights = weights.reshape(*weights.shape[:-1], -1, BLOCK)  # [..., blocks, 256]
@@ -52,14 +54,18 @@ def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> 
     Args:
         function: of arrays [B, t, …] to one [B, t, …].
         sequences: arrays [B, T, …].
-        rows: sequences per device: t is the largest divisor of T with rows · t positions within `CHUNK`.
+        rows: sequences per device: t is the largest divisor of T with rows · t positions within the chunk.
     """
     length = sequences[0].shape[1]
-    size = max(t for t in range(1, length + 1) if length % t == 0 and (t == 1 or rows * t <= CHUNK))
+    most = CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK
+    size = max(t for t in range(1, length + 1) if length % t == 0 and (t == 1 or rows * t <= most))
     if size == length:
         return function(*sequences)
-    split = [jnp.moveaxis(x.reshape(len(x), length // size, size, *x.shape[2:]), 1, 0) for x in sequences]
-    out = lax.map(lambda chunk: function(*chunk), tuple(split))
+
+    def chunk(number: Array) -> Array:
+        return function(*[lax.dynamic_slice_in_dim(x, number * size, size, axis=1) for x in sequences])
+
+    out = lax.map(chunk, jnp.arange(length // size))
     return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], length, *out.shape[3:])
 
 
