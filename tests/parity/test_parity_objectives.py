@@ -14,7 +14,6 @@ from jax import Array
 from jaxpretrain.config import Config
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP
 from jaxpretrain.interop import fairseq
-from jaxpretrain.models.heads import take_positions
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.mcbert import MCBERT, ask
 
