@@ -27,7 +27,7 @@ class _Stream:
 
     shards: list[np.ndarray]
     starts: np.ndarray  # int64 [shards + 1]
-    occurrences: np.ndarray  # unsigned [3, n], of rare words: first place, one past the last, row
+    occurrences: np.ndarray  # uint32 or int64 [3, n], of rare words: first place, one past the last, row
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens start … stop, across shards if need be."""

@@ -9,7 +9,7 @@ written depend on the text and the settings alone. A cache folder holds
     notes.tsv              the rare words (`rare_words.py`) with their counts in the training text, a line a row
     train-00000.bin …      the training stream, cut anywhere
     valid-00000.bin …      the held-out stream
-    train.occurrences.npy  uint32 [3, n] (uint64 for a long stream): where rare words stand in the training stream, in
+    train.occurrences.npy  uint32 [3, n] (int64 for a long stream): where rare words stand in the training stream, in
                            order; the place of the first piece, one past the last, and the row
     valid.occurrences.npy  … in the held-out stream
 
@@ -592,7 +592,7 @@ def _join_occurrences(encoded: list[_Encoded], split: str, scratch: Path) -> int
     """Makes one file of the places of rare words in all units, and returns their number."""
     item = 3 * 8  # bytes, as units write them
     total = sum(unit.occurrences[split].stat().st_size for unit in encoded) // item
-    dtype = "<u4" if sum(unit.tokens[split] for unit in encoded) < 1 << 32 else "<u8"
+    dtype = "<u4" if sum(unit.tokens[split] for unit in encoded) < 1 << 32 else "<i8"
     joined = np.lib.format.open_memmap(scratch / _occurrences_name(split), "w+", dtype, (3, total))
     done = first = 0
     for unit in encoded:

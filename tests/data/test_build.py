@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,15 @@ def test_settings_that_matter_have_a_cache_of_their_own(
 ):
     other = prepare(replace(small(text_file, tmp_path), **change), NOTES, progress=False)
     assert other.folder.name != corpus.folder.name
+
+
+@pytest.mark.parametrize("change", [{"min_count": 11}, {"max_count": 321}, {"single_piece": False}])
+def test_so_do_the_settings_that_choose_rare_words(
+    text_file: Path, tmp_path: Path, corpus: Corpus, change: dict[str, Any]
+):
+    other = prepare(small(text_file, tmp_path), replace(NOTES, **change), progress=False)
+    assert other.folder.name != corpus.folder.name
+    assert other.fingerprint == corpus.fingerprint
 
 
 @pytest.mark.parametrize(

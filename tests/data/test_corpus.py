@@ -35,9 +35,8 @@ def test_compressed_files(tmp_path: Path, suffix: str, opener: Any):
     assert read(f"text:{path}", tmp_path) == ["grün", "blau"]
     data = path.read_bytes()
     path.write_bytes(data[:-5])
-    if suffix != ".zst":  # a short zstd frame without a checksum is read without complaint
-        with pytest.raises(ConfigError, match=rf"{path} is damaged"):
-            read(f"text:{path}", tmp_path)
+    with pytest.raises(ConfigError, match=rf"{path} is damaged"):
+        read(f"text:{path}", tmp_path)
     path.write_bytes(b"no such format")
     with pytest.raises(ConfigError, match=rf"{path} is damaged"):
         read(f"text:{path}", tmp_path)
@@ -225,3 +224,18 @@ def test_a_missing_extra_is_named(tmp_path: Path):
         ConfigError, match=r"wikipedia/20230601.en' .*apache_beam: pip install 'jaxpretrain\[wikipedia\]'"
     ):
         read("tfds:wikipedia/20230601.en", tmp_path)
+
+
+def test_zst_files_of_several_frames(tmp_path: Path):
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"".join(zstandard.compress(f"document {i}\n\n".encode()) for i in range(3)))
+    assert read(f"text:{path}", tmp_path) == ["document 0", "document 1", "document 2"]
+
+
+@pytest.mark.parametrize("cut", [1, 100, 3000])
+def test_a_zst_file_that_was_cut_off(tmp_path: Path, cut: int):
+    path = tmp_path / "a.txt.zst"
+    whole = zstandard.compress(b"document\n\n") + zstandard.compress(os.urandom(2000).hex().encode())
+    path.write_bytes(whole[:-cut] if cut < len(whole) else whole[:7])
+    with pytest.raises(ConfigError, match=rf"{path} is damaged: it ends in the middle of a frame"):
+        read(f"text:{path}", tmp_path)
