@@ -1,4 +1,7 @@
-"""A small encoder with a batch of padded texts, its weights far from their start values so that every one matters."""
+"""A small encoder with a batch of padded texts, its weights far from their start values so that every one matters.
+
+All arrays outside the compiled functions are numpy's: each operation of jax on its own would have to be compiled.
+"""
 
 import functools
 from collections.abc import Callable
@@ -15,6 +18,8 @@ from jaxpretrain.config import ModelConfig
 from jaxpretrain.models.encoder import Encoder
 
 VOCAB = 23
+# A compiled test runs for a millisecond: what counts is compiling.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclass(frozen=True)
@@ -23,30 +28,42 @@ class Model:
 
     encoder: Encoder
     params: Any
-    tokens: Array
-    padding: Array
-    segments: Array
+    tokens: np.ndarray
+    padding: np.ndarray
+    segments: np.ndarray
 
     @property
-    def real(self) -> Array:
+    def real(self) -> np.ndarray:
         return ~self.padding
 
-    def inputs(self) -> dict[str, Array]:
+    def inputs(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "padding": self.padding, "segments": self.segments}
 
-    def apply(self, **changed: Any) -> Array:
-        """The forward pass on the batch, or with some of its arguments changed."""
-        return jax.jit(self.encoder.apply)(**({"params": self.params} | self.inputs() | changed))
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Array]:
+        return jit(self.encoder.apply)
 
-    def gradient(self, **changed: Any) -> Any:
-        """Of an arbitrary smooth function of the real positions' vectors, by the parameters."""
-
-        def loss(params: Any) -> Array:
-            x = self.encoder.apply(params, **(self.inputs() | changed))
+    @functools.cached_property
+    def compiled_gradient(self) -> Callable[..., Any]:
+        def loss(params: Any, inputs: dict[str, Any]) -> Array:
+            x = self.encoder.apply(params, **inputs)
             x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             return jnp.where(self.real[..., None], jnp.sin(x + jnp.arange(x.shape[-1])), 0).sum()
 
-        return jax.jit(jax.grad(loss))(self.params)
+        return jit(jax.grad(loss))
+
+    def apply(self, **changed: Any) -> np.ndarray:
+        """The forward pass on the batch, or with some of its arguments changed."""
+        return np.asarray(self.compiled(**({"params": self.params} | self.inputs() | changed)))
+
+    def gradient(self, **changed: Any) -> Any:
+        """Of an arbitrary smooth function of the real positions' vectors, by the parameters."""
+        return jax.device_get(self.compiled_gradient(self.params, self.inputs() | changed))
+
+    def terms(self, length: int, params: Any = None) -> Any:
+        """What positions add to the attention."""
+        compiled = jit(self.encoder.position_terms, static_argnums=1)
+        return jax.device_get(compiled(params or self.params, length))
 
 
 @functools.cache
@@ -55,13 +72,14 @@ def build(
 ) -> Model:
     """Fields of `ModelConfig` as keywords; no dropout unless asked for. 64-bit where the type says so."""
     defaults = {"layers": 3, "hidden": 8, "heads": 2, "ffn": 12, "dropout": 0.0, "attention_dropout": 0.0}
+    defaults |= {"layer_loop": "scan"}  # compiles fastest
     config = ModelConfig(**(defaults | fields))
     encoder = Encoder(config, VOCAB, max_positions)
     rng = np.random.default_rng(seed)
     dtype = np.float64 if config.dtype == "float64" else np.float32
 
-    def random(x: jax.ShapeDtypeStruct, path: str) -> Array:
-        return jnp.asarray((path.endswith("['scale']") + spread * rng.normal(size=x.shape)).astype(dtype))
+    def random(x: jax.ShapeDtypeStruct, path: str) -> np.ndarray:
+        return (path.endswith("['scale']") + spread * rng.normal(size=x.shape)).astype(dtype)
 
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
     params = jax.tree_util.tree_map_with_path(lambda path, x: random(x, jax.tree_util.keystr(path)), shapes)
@@ -69,7 +87,19 @@ def build(
     tokens = rng.integers(0, VOCAB, shape, dtype=np.int32)
     segments = rng.integers(0, max(config.segments, 1), shape, dtype=np.int32)
     padding = np.arange(shape[1]) >= np.array(lengths)[:, None]
-    return Model(encoder, params, jnp.asarray(tokens), jnp.asarray(padding), jnp.asarray(segments))
+    return Model(encoder, params, tokens, padding, segments)
+
+
+@pytest.fixture
+def with_value() -> Callable[..., np.ndarray]:
+    """`with_value(x, index, value)`: a changed copy."""
+
+    def copy(x: np.ndarray, index: Any, value: Any) -> np.ndarray:
+        x = np.array(x)
+        x[index] = value
+        return x
+
+    return copy
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jaxpretrain.models.position import relative_buckets, reset_cls, toeplitz
 
@@ -46,11 +44,11 @@ def test_relative_buckets_at_the_borders() -> None:
     assert 16 not in found  # the one that TUPE-R gives to [CLS]
 
 
-@given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
-def test_toeplitz_equals_the_loop(length: int, heads: int, seed: int) -> None:
-    values = np.random.default_rng(seed).normal(size=(heads, 2 * length)).astype(np.float32)
-    spread = toeplitz(jnp.asarray(values))
-    assert spread.shape == (heads, length, length)
+@pytest.mark.parametrize("length", [1, 2, 3, 8])
+def test_toeplitz_equals_the_loop(length: int) -> None:
+    values = np.random.default_rng(length).normal(size=(3, 2 * length)).astype(np.float32)
+    spread = np.asarray(toeplitz(jnp.asarray(values)))
+    assert spread.shape == (3, length, length)
     for i in range(length):
         for j in range(length):
             assert (spread[:, i, j] == values[:, (j - i) % (2 * length)]).all()
@@ -76,9 +74,8 @@ def test_reset_cls() -> None:
 def test_position_terms_need_no_word(model: Callable[..., Any], position: str) -> None:
     """They come out the same without the token table and without the layers."""
     m = model(position=position)
-    terms = jax.jit(m.encoder.position_terms, static_argnums=1)
-    alone = terms({"positions": m.params["positions"]}, 7)
-    chex.assert_trees_all_equal(alone, terms(m.params, 7))
+    alone = m.terms(7, {"positions": m.params["positions"]})
+    chex.assert_trees_all_equal(alone, m.terms(7))
     assert any(leaf.any() for leaf in jax.tree.leaves(alone))
 
 
@@ -88,8 +85,7 @@ def test_position_terms_of_a_shorter_text_are_a_corner_of_the_longer(
     model: Callable[..., Any], position: str, untie_cls: bool
 ) -> None:
     m = model(position=position, untie_cls=untie_cls)
-    terms = jax.jit(m.encoder.position_terms, static_argnums=1)
-    short, long = terms(m.params, 4), terms(m.params, 9)
+    short, long = m.terms(4), m.terms(9)
     if long.bias is not None:
         chex.assert_trees_all_close(short.bias, long.bias[:, :4, :4], rtol=1e-5, atol=1e-6)
     else:
@@ -100,8 +96,8 @@ def test_theta_1_has_no_gradient_and_theta_2_has(model: Callable[..., Any]) -> N
     """θ₁ is added to every score of [CLS]: a softmax does not see it. It is row 0's alone; row 1 makes θ₂."""
     m = model(position="tupe_a")
     table = m.gradient()["positions"]["table"]
-    assert jnp.abs(table[0]).max() < 1e-5
-    assert jnp.abs(table[1]).max() > 1e-2
+    assert np.abs(table[0]).max() < 1e-5
+    assert np.abs(table[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("position", ["tupe_a", "tupe_r"])
@@ -109,7 +105,7 @@ def test_cls_sees_no_distance_unless_tied(model: Callable[..., Any], position: s
     """Its row and column hold one value per head each; without `untie_cls` they are like the others."""
     for untie_cls, distinct in ((True, 1), (False, 6)):
         m = model(position=position, untie_cls=untie_cls)
-        bias = np.asarray(jax.jit(m.encoder.position_terms, static_argnums=1)(m.params, 7).bias)
+        bias = m.terms(7).bias
         for head in bias:
             assert len(np.unique(head[0, 1:])) == distinct
             assert len(np.unique(head[1:, 0])) == distinct
