@@ -79,6 +79,8 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
             main(argv)
         except (ConfigError, Failure, CheckpointError, OSError) as error:
             fail(error)
+        except KeyboardInterrupt:  # outside the training loop, which saves first
+            fail("interrupted", 130)
 
     app.run(guarded, flags_parser=parse)
 

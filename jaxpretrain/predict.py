@@ -70,8 +70,12 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Loaded:
     if config is None:
         raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
     tokenizer = Tokenizer.load(str(workdir))
-    params, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
-    return Loaded(config, tokenizer, build(config, tokenizer.vocab_size), jax.tree.map(jnp.asarray, params), found)
+    stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
+    objective = build(config, tokenizer.vocab_size)
+    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
+    structure = jax.tree.structure(jax.eval_shape(objective.init, jax.random.key(0)))
+    params = jax.tree.unflatten(structure, map(jnp.asarray, jax.tree.leaves(stored)))
+    return Loaded(config, tokenizer, objective, params, found)
 
 
 def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
