@@ -1,0 +1,171 @@
+"""Small runs: a corpus of made-up words, a model of one layer, and the commands as a user starts them."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from etils import epath
+
+from jaxpretrain.config import Config, to_dict, validate
+from jaxpretrain.train import train
+from jaxpretrain.training.workdir import locked, open_workdir
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "data.sequence_length": 16,
+    "data.vocab_size": 200,
+    "data.held_out": 0.1,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.ffn": 64,
+    "train.steps": 30,
+    "train.batch_size": 8,
+    "train.log_every": 5,
+    "optim.warmup_steps": 5,
+    "optim.learning_rate": 3e-3,
+    "eval.every": 10,
+    "eval.examples": 32,
+    "checkpoint.every_steps": 10,
+    "checkpoint.every_minutes": 0.0,
+    "checkpoint.keep": 9,
+}
+
+
+def made_up_text(documents: int = 150) -> str:
+    """Sentences whose words go together in pairs, so that there is something to learn."""
+    rng = random.Random(0)
+    words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(3)) for _ in range(60)]
+    sentence = lambda: " ".join(f"{words[2 * i]} {words[2 * i + 1]}" for i in rng.choices(range(30), k=5))  # noqa: E731
+    return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on standard error besides progress bars."""
+        rows = [row.strip() for row in re.split(r"[\r\n]+", self.err)]
+        return [row for row in rows if row and not re.search(r"\[\d+:\d\d.*\]$", row)]
+
+    def error(self) -> str:
+        """The one line of a failed command."""
+        assert self.code != 0, self.out
+        assert len(self.lines) == 1, self.err
+        assert self.lines[0].startswith("error: ")
+        return self.lines[0]
+
+
+@pytest.fixture(scope="session")
+def text(shared_tmp: Path, exclusive) -> Path:
+    path = shared_tmp / "made-up.txt"
+    with exclusive("made-up"):
+        if not path.exists():
+            path.write_text(made_up_text())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(text: Path) -> Callable[..., Config]:
+    """`tiny(**{"train.steps": 3})`: a small config, validated."""
+
+    def make(**fields: Any) -> Config:
+        config = Config()
+        for name, value in ({"data.source": f"text:{text}"} | SMALL | fields).items():
+            *rooms, leaf = name.split(".")
+            target = config
+            for room in rooms:
+                target = getattr(target, room)
+            assert hasattr(target, leaf), name
+            setattr(target, leaf, value)
+        validate(config)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_train() -> Callable[[Config, Path], dict[str, float]]:
+    """The command without its flags, in this process, on eight devices."""
+
+    def run(config: Config, workdir: Path) -> dict[str, float]:
+        folder = epath.Path(workdir)
+        open_workdir(config, folder)
+        with locked(folder):
+            return train(config, folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(shared_tmp: Path, exclusive, tiny, run_train) -> Path:
+    """A run of 30 steps that nothing disturbed, with checkpoints at 10, 20 and 30. Copy it, do not change it."""
+    workdir = shared_tmp / "finished"
+    with exclusive("finished"):
+        if not (workdir / "DONE").exists():
+            run_train(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def command(shared_tmp: Path, exclusive, tiny) -> Callable[..., list[str]]:
+    """`command("train", "--config.train.steps=3")`: what to start; training runs have the small config."""
+    recipe = shared_tmp / "small.py"
+    with exclusive("recipe"):
+        if not recipe.exists():
+            recipe.write_text(RECIPE.format(to_dict(tiny())))
+
+    def make(name: str, *args: object) -> list[str]:
+        config = ["--config", str(recipe)] if name == "train" else []
+        return [sys.executable, "-m", f"jaxpretrain.{name}", *config, *map(str, args)]
+
+    return make
+
+
+RECIPE = """
+from jaxpretrain.config import from_dict
+
+def get_config(size=""):
+    return from_dict({})
+"""
+
+
+def environment(devices: int) -> dict[str, str]:
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a command in the repository's root."""
+
+    def begin(args: list[str], devices: int = 1, **options: Any) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            args, cwd=ROOT, env=environment(devices), stdout=pipe, stderr=pipe, text=True, **options
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def run(start) -> Callable[..., Done]:
+    """Runs a command to its end."""
+
+    def go(args: list[str], devices: int = 1, stdin: str | None = None, **options: Any) -> Done:
+        process = start(args, devices, stdin=subprocess.PIPE, **options)
+        out, err = process.communicate(stdin, timeout=300)
+        return Done(process.returncode, out, err)
+
+    return go

@@ -1,0 +1,112 @@
+"""Asking a trained model: masks filled, sentences embedded, mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES
+from jaxpretrain.predict import embed, fill_masks, load_run, to_ids
+
+
+@pytest.fixture(scope="module")
+def model(finished: Path):
+    return load_run(finished)
+
+
+@pytest.fixture(scope="module")
+def sentences(text: Path) -> list[str]:
+    found = [line for line in text.read_text().splitlines() if line][:7]
+    return [line[: 10 + 7 * i] for i, line in enumerate(found)]
+
+
+def test_masks_are_filled_with_pieces_and_probabilities(model, sentences):
+    answers = fill_masks(model, [f"{sentences[0]} [MASK] x [MASK].", "nothing", "[MASK]"], top=3)
+    assert [len(answer) for answer in answers] == [2, 0, 1]
+    for answer in [*answers[0], *answers[2]]:
+        probabilities = list(answer.values())
+        assert len(answer) == 3
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1
+        assert not set(answer) & set(SPECIAL_PIECES)
+
+
+def test_a_typed_mask_is_the_special_piece(model):
+    assert to_ids(model.tokenizer, "a [MASK] b", 16).count(MASK) == 1
+
+
+def test_a_batch_changes_no_vector(model, sentences):
+    alone = np.concatenate([embed(model, [sentence]) for sentence in sentences])
+    assert alone.shape == (7, 32)
+    assert len({row.tobytes() for row in alone}) == 7
+    for size in (2, 7):
+        np.testing.assert_allclose(embed(model, sentences, batch_size=size), alone, atol=2e-5)
+
+
+def test_a_batch_changes_no_answer(model, sentences):
+    texts = [f"{sentence} [MASK]" for sentence in sentences[:3]]
+    together = fill_masks(model, texts)
+    for text, answer in zip(texts, together, strict=True):
+        [alone] = fill_masks(model, [text])
+        assert alone[0] == pytest.approx(answer[0], rel=1e-3)
+
+
+def test_text_longer_than_the_model_is_cut(model):
+    assert embed(model, ["word " * 500]).shape == (1, 32)
+
+
+def test_a_step_can_be_asked_for(finished: Path):
+    assert load_run(finished, 10).step == 10
+
+
+def test_no_run_in_the_folder(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        load_run(tmp_path)
+
+
+# --- as a command ---
+
+
+def test_it_prints_what_it_found(finished: Path, command, run):
+    done = run(command("predict", "--workdir", finished, "--top", 2, "a [MASK] b"))
+    assert done.code == 0, done.err
+    first, second = done.out.splitlines()
+    assert first == "a [MASK] b"
+    assert second.count("%") == 2
+
+
+def test_json_from_standard_input(finished: Path, command, run):
+    done = run(command("predict", "--workdir", finished, "--json"), stdin="a [MASK]\n[MASK] [MASK] b\n")
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    assert [answer["text"] for answer in answers] == ["a [MASK]", "[MASK] [MASK] b"]
+    assert [len(answer["masks"]) for answer in answers] == [1, 2]
+
+
+def test_vectors(finished: Path, command, run):
+    done = run(command("predict", "--workdir", finished, "--json", "--embed", "one", "another one"))
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    expected = embed(load_run(finished), ["one", "another one"])
+    np.testing.assert_allclose([answer["vector"] for answer in answers], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--workdir", "/nowhere", "a [MASK]"], "/nowhere"),
+        (["a [MASK]"], "workdir"),
+        (["--workdir", "RUN", "no mask here"], "[MASK]"),
+        (["--workdir", "RUN", "--step=11", "a [MASK]"], "00000011"),
+        (["--workdir", "RUN", "--top=0", "a [MASK]"], "top"),
+    ],
+)
+def test_a_wrong_command(args: list[str], part: str, finished: Path, command, run):
+    args = [str(finished) if arg == "RUN" else arg for arg in args]
+    assert part in run(command("predict", *args)).error()
+
+
+def test_no_text_at_all(finished: Path, command, run):
+    run(command("predict", "--workdir", finished), stdin="").error()

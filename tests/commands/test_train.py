@@ -1,0 +1,267 @@
+"""The training loop: what it leaves behind, and that stopping it at any point changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from jaxpretrain import cli, train
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data.tokenizer import Tokenizer
+from jaxpretrain.evaluation import heldout
+from jaxpretrain.training import metrics
+from jaxpretrain.training.checkpoint import restore_params
+from jaxpretrain.training.workdir import locked
+
+TIMES = ("speed/", "total/seconds")
+
+
+def lines_of(workdir: Path) -> list[dict[str, Any]]:
+    """The metrics, apart from times."""
+    return [{k: v for k, v in line.items() if not k.startswith(TIMES)} for line in metrics.read(workdir)]
+
+
+def state_of(workdir: Path, step: int) -> dict[str, Any]:
+    return {part: restore_params(workdir / "checkpoints", step, subtree=part)[0] for part in ("params", "opt_state")}
+
+
+def checkpoints_of(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_same_run(one: Path, other: Path, step: int = 30) -> None:
+    """Bit for bit: parameters, optimizer, metrics, result."""
+    jax.tree.map(np.testing.assert_array_equal, state_of(one, step), state_of(other, step))
+    assert lines_of(one) == lines_of(other)
+    assert (one / "DONE").read_text() == (other / "DONE").read_text()
+
+
+def stopped_after(step: int, finished: Path, workdir: Path) -> Path:
+    """A copy of the finished run as a kill would have left it, some time after the save of `step`."""
+    shutil.copytree(finished, workdir)
+    (workdir / "DONE").unlink()
+    for folder in (workdir / "checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    return workdir
+
+
+# --- what a run leaves ---
+
+
+def test_files_of_a_run(finished: Path):
+    assert {path.name for path in finished.iterdir()} >= {
+        "DONE",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer.model",
+    }
+    assert checkpoints_of(finished) == ["00000010", "00000020", "00000030"]
+    assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 30
+    assert Tokenizer.load(finished).vocab_size <= 200
+
+
+def test_metrics_have_the_promised_names(finished: Path):
+    lines = metrics.read(finished)
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    training = {"train/loss", "train/mlm_loss", "train/mlm_accuracy", "train/learning_rate", "train/grad_norm"}
+    totals = {"speed/tokens_per_second", "speed/step_ms", "total/tokens", "total/flops", "total/seconds"}
+    evaluation = {"eval/mlm_loss", "eval/mlm_accuracy", "eval/unigram_loss"}
+    for line in lines:
+        assert set(line) >= training | totals
+        assert (evaluation <= set(line)) == (line["step"] % 10 == 0)
+        assert line["total/tokens"] == line["step"] * 8 * 16
+        assert all(value is not None for value in line.values())
+    seconds = [line["total/seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert lines[-1]["train/learning_rate"] == pytest.approx(3e-3 / 25)
+    assert json.loads((finished / "DONE").read_text())["eval/mlm_loss"] == lines[-1]["eval/mlm_loss"]
+
+
+def test_tensorboard_shows_the_same(finished: Path):
+    [path] = (finished / "tensorboard").iterdir()
+    data, tags = path.read_bytes(), set()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + length])
+        tags |= {(event.step, value.tag) for value in event.summary.value}
+        data = data[16 + length :]
+    assert {(5, "train/loss"), (30, "eval/mlm_loss"), (30, "total/flops")} <= tags
+
+
+def test_the_end_tells_how_to_go_on(finished: Path, tiny, run_train, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    result = run_train(tiny(), finished)
+    assert result["eval/mlm_loss"] == metrics.read(finished)[-1]["eval/mlm_loss"]
+    out = capsys.readouterr().out
+    assert "is done: 30 steps" in out
+    assert "--config.train.steps=60" in out
+    assert f"python -m jaxpretrain.predict --workdir {finished} " in out
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
+# --- stopping and going on ---
+
+
+@pytest.mark.parametrize("step", [10, 20])
+def test_a_killed_run_ends_like_one_that_was_not(step: int, finished: Path, tiny, run_train, tmp_path: Path):
+    workdir = stopped_after(step, finished, tmp_path / "run")
+    run_train(tiny(), workdir)
+    assert_same_run(workdir, finished)
+
+
+def test_killed_between_the_last_save_and_done(finished: Path, tiny, run_train, tmp_path: Path):
+    workdir = stopped_after(30, finished, tmp_path / "run")
+    result = run_train(tiny(), workdir)
+    assert result["eval/mlm_loss"] == pytest.approx(metrics.read(finished)[-1]["eval/mlm_loss"])
+    assert_same_run(workdir, finished)
+
+
+def test_killed_before_the_first_save(finished: Path, tiny, run_train, tmp_path: Path):
+    workdir = stopped_after(0, finished, tmp_path / "run")
+    run_train(tiny(), workdir)
+    assert_same_run(workdir, finished)
+
+
+def test_one_flipped_bit_is_reported_and_the_checkpoint_before_used(
+    finished: Path, tiny, run_train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    workdir = stopped_after(20, finished, tmp_path / "run")
+    newest = workdir / "checkpoints" / "00000020"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    run_train(tiny(), workdir)
+    assert "00000020" in caplog.text
+    assert "digest differs" in caplog.text
+    assert "00000020.damaged" in checkpoints_of(workdir)
+    assert_same_run(workdir, finished)
+
+
+def test_on_another_number_of_devices_to_rounding(finished: Path, command, run, tmp_path: Path):
+    workdir = stopped_after(10, finished, tmp_path / "run")
+    done = run(command("train", "--workdir", workdir), devices=1)
+    assert done.code == 0, done.err
+    assert "goes on from step 10" in done.out
+    for here, there in zip(lines_of(workdir), lines_of(finished), strict=True):
+        assert here == pytest.approx(there, rel=1e-3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+        state_of(workdir, 30)["params"],
+        state_of(finished, 30)["params"],
+    )
+
+
+def test_a_finished_run_is_lengthened(finished: Path, tiny, run_train, tmp_path: Path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    run_train(tiny(**{"train.steps": 40}), workdir)
+    lines = lines_of(workdir)
+    assert lines[:6] == lines_of(finished)
+    assert [line["step"] for line in lines[6:]] == [35, 40]
+    # The longer schedule: 35 of 40 steps, five of them warm-up.
+    assert lines[6]["train/learning_rate"] == pytest.approx(3e-3 * (40 - 34) / 35, rel=1e-3)
+    assert json.loads((workdir / "DONE").read_text())["step"] == 40
+    with pytest.raises(ConfigError, match=r"train\.steps=30: .* already at step 40"):
+        run_train(tiny(), workdir)
+
+
+def test_step_and_evaluation_compile_once(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chex.clear_trace_counter()
+    monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
+    monkeypatch.setattr(heldout, "eval_step", chex.assert_max_traces(heldout.eval_step, n=1))
+    seen = {}
+    table = train.print_table
+    monkeypatch.setattr(train, "print_table", lambda *args: (seen.update(enumerate(args)), table(*args)))
+    run_train(tiny(), tmp_path / "run")
+    # The state is donated: its bytes are those of the arguments, not a second copy.
+    shapes, compiled = seen[3], seen[4]
+    bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.params, shapes.opt_state)))
+    assert compiled.memory_analysis().alias_size_in_bytes >= bytes_of_state
+
+
+# --- from another run ---
+
+
+def test_init_from_starts_with_the_best_parameters(finished: Path, tiny, run_train, tmp_path: Path):
+    fields = {"train.steps": 1, "optim.learning_rate": 1e-30, "optim.weight_decay": 0.0}
+    run_train(tiny(**fields, init_from=str(finished)), tmp_path / "run")
+    best = state_of(finished, json.loads((finished / "DONE").read_text())["step"])["params"]
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "run", 1)["params"], best)
+
+
+def test_init_from_another_architecture_names_the_parameter(finished: Path, tiny, run_train, tmp_path: Path):
+    config = tiny(**{"model.ffn": 128, "init_from": str(finished)})
+    with pytest.raises(ConfigError, match=r"init_from=.*ffn_in/bias is \(1, 64\) there and \(1, 128\)"):
+        run_train(config, tmp_path / "run")
+
+
+# --- what must not be mixed ---
+
+
+def test_a_run_of_another_config_is_left_alone(finished: Path, tiny, run_train):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"train\.seed: 0 → 1"):
+        run_train(tiny(**{"train.seed": 1}), finished)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_another_text_under_a_run_is_noticed(finished: Path, text: Path, tiny, run_train, tmp_path: Path):
+    mine = tmp_path / "mine.txt"
+    shutil.copy(text, mine)
+    config = tiny(**{"data.source": f"text:{mine}"})
+    workdir = stopped_after(20, finished, tmp_path / "run")
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["source"] = config.data.source
+    (workdir / "config.json").write_text(json.dumps(values))
+    mine.write_text(text.read_text() + "\n" + text.read_text().split("\n\n")[7] + "\n")
+    with pytest.raises(ConfigError, match=r"data\.source=.*: the text is not the one that"):
+        run_train(config, workdir)
+    assert checkpoints_of(workdir) == ["00000010", "00000020"]
+    mine.write_text(text.read_text())  # the same text again, however new the file
+    run_train(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, state_of(workdir, 30), state_of(finished, 30))
+
+
+def test_a_damaged_prepared_corpus_is_prepared_again(
+    finished: Path, tiny, run_train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = tiny(**{"data.cache_dir": str(tmp_path / "cache")})
+    workdir = stopped_after(20, finished, tmp_path / "run")
+    run_train(config, workdir)
+    [shard] = (tmp_path / "cache").glob("*/train-00000.bin")
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    again = stopped_after(20, finished, tmp_path / "again")
+    caplog.clear()
+    run_train(config, again)
+    assert "train-00000.bin is damaged" in caplog.text
+    assert_same_run(again, finished)
+
+
+def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path):
+    fields = {"optim.learning_rate": 1e16, "optim.warmup_steps": 0, "checkpoint.every_steps": 1}
+    with pytest.raises(cli.Failure, match=r"step \d+|steps \d+") as caught:
+        run_train(tiny(**fields), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    steps = [int(name) for name in checkpoints_of(tmp_path / "run")]
+    for step in steps:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state_of(tmp_path / "run", step)["params"]))
+    assert 1 <= len(steps) < 30
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_a_second_run_on_the_same_workdir_is_refused(finished: Path, tiny, run_train):
+    with locked(finished), pytest.raises(ConfigError, match="in use by another run"):
+        run_train(tiny(), finished)

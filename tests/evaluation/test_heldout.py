@@ -1,0 +1,113 @@
+"""The held-out evaluation: the same every time, on any devices and in any batches; it changes nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpretrain.config import Config
+from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.evaluation.heldout import Evaluation
+from jaxpretrain.objectives import build
+from jaxpretrain.training import sharding
+from jaxpretrain.training.optimizer import optimizer
+from jaxpretrain.training.state import TrainState, init_state
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder: Path = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefgh"), 4)) for _ in range(60)]
+    documents = [" ".join(rng.choice(words, 50, p=np.arange(60, 0, -1) / 1830)) for _ in range(60)]
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    config = small()
+    config.data.source, config.data.cache_dir = f"text:{folder}/text.txt", str(folder / "cache")
+    return prepare(config.data, config.notes, progress=False)
+
+
+def small() -> Config:
+    config = Config()
+    config.data.sequence_length, config.data.vocab_size, config.data.held_out = 16, 200, 0.3
+    config.model.layers, config.model.hidden, config.model.ffn = 1, 32, 64
+    config.train.batch_size, config.eval.examples = 8, 20
+    return config
+
+
+def state_of(config: Config, corpus: Corpus) -> TrainState:
+    objective = build(config, corpus.vocab_size)
+    return jax.jit(
+        lambda: init_state(0, objective=objective, optimizer=optimizer(config), config=config, note_rows=0)
+    )()
+
+
+def evaluation(config: Config, corpus: Corpus, devices: int = 8) -> Evaluation:
+    mesh = sharding.make_mesh(config, jax.devices()[:devices])
+    return Evaluation(config, corpus, build(config, corpus.vocab_size), mesh)
+
+
+def bits(state: TrainState) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(dataclasses.replace(state, rng=None))]
+
+
+def placed(state: TrainState, devices: int) -> TrainState:
+    return jax.device_put(state, sharding.replicated(sharding.make_mesh(small(), jax.devices()[:devices])))
+
+
+def test_it_is_the_same_every_time_and_changes_nothing(corpus: Corpus):
+    state = placed(state_of(small(), corpus), 8)
+    before = bits(state)
+    evaluate = evaluation(small(), corpus)
+    first = evaluate(state)
+    assert evaluate(state) == first
+    assert evaluation(small(), corpus)(state) == first
+    assert bits(state) == before
+    assert {"eval/mlm_loss", "eval/mlm_accuracy", "eval/unigram_loss"} <= set(first)
+
+
+def test_batches_and_devices_do_not_matter(corpus: Corpus):
+    """Twenty examples in batches of 8 (the last one filled up) or 24, on one device or eight."""
+    state = state_of(small(), corpus)
+    expected = evaluation(small(), corpus)(placed(state, 8))
+    config = small()
+    config.eval.batch_size = 24
+    for found in (
+        evaluation(config, corpus)(placed(state, 8)),
+        evaluation(small(), corpus, devices=1)(placed(state, 1)),
+    ):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_seed_and_dropout_do_not_matter(corpus: Corpus):
+    config = small()
+    config.train.seed, config.model.dropout = 5, 0.9
+    state = placed(state_of(small(), corpus), 8)
+    assert evaluation(config, corpus)(state) == evaluation(small(), corpus)(state)
+
+
+def test_examples_are_counted(corpus: Corpus):
+    config, state = small(), placed(state_of(small(), corpus), 8)
+    few = evaluation(config, corpus)(state)["eval/mlm_loss"]
+    config.eval.examples = 10**6
+    assert evaluation(config, corpus)(state)["eval/mlm_loss"] != few
+
+
+def test_an_untrained_model_knows_nothing_and_the_unigram_model_something(corpus: Corpus):
+    result = evaluation(small(), corpus)(placed(state_of(small(), corpus), 8))
+    uniform = np.log(corpus.vocab_size)
+    assert result["eval/mlm_loss"] == pytest.approx(uniform, abs=0.3)
+    assert result["eval/unigram_loss"] < uniform - 0.3
+
+
+def test_the_unigram_model_is_that_of_the_training_text(corpus: Corpus):
+    """Its loss over all held-out pieces, which the masked ones are a sample of."""
+    config = small()
+    config.eval.examples = 10**6
+    held_out = np.concatenate([np.fromfile(path, "<u2") for path in corpus.valid_shards])
+    held_out = held_out[held_out >= 6]
+    counts = corpus.counts + 1
+    expected = -np.log(counts / counts.sum())[held_out].mean()
+    found = evaluation(config, corpus)(placed(state_of(config, corpus), 8))["eval/unigram_loss"]
+    assert found == pytest.approx(expected, abs=0.25)
