@@ -126,12 +126,14 @@ class MCBERT:
         controller_notes = None
         if self.config.notes.auxiliary_reads:
             controller_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
-        contexts = self.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, keys, controller_notes)
-        samples = self.draw(params, contexts, batch)
-        return self.loss_of(params, batch, notes, keys, contexts, samples)
+        table, padding = self.controller_table(params), batch["tokens"] == PAD
+        contexts = self.controller_contexts(params, table, batch["inputs"], padding, keys, controller_notes)
+        logits = self.controller_logits(params, table, take_positions(contexts, batch["positions"]))
+        samples = self.draw(params, table, contexts, batch)
+        return self.loss_of(params, batch, notes, keys, logits, samples)
 
     def loss_of(
-        self, params: Params, batch: Batch, notes: Notes | None, keys: Array | None, contexts: Array, samples: Array
+        self, params: Params, batch: Batch, notes: Notes | None, keys: Array | None, logits: Array, samples: Array
     ) -> tuple[Array, Aux]:
         """The loss, once the controller has drawn.
 
@@ -140,13 +142,13 @@ class MCBERT:
             batch: corrupted.
             notes: read by the main model.
             keys: one per row, for dropout; None: no dropout.
-            contexts: the controller's vectors, [B, T, its hidden].
+            logits: the controller's scores at the predicted positions, [B, P, V].
             samples: int [B, T, k], its draws.
         """
         config = self.config.objective
-        logits = self.controller_logits(params, take_positions(contexts, batch["positions"]))
         controller_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
-
+        log_odds = jax.nn.log_softmax(lax.stop_gradient(logits) / config.temperature)
+        entropy, chosen = -(jnp.exp(log_odds) * log_odds).sum(-1), (batch["weights"] > 0).astype(logits.dtype)
         questions = ask(samples, batch["tokens"], batch["masked"])
         input_notes, notes_metrics = read_notes(notes, batch, questions.inputs, self.config.notes)
         x = self.encoder.apply(
@@ -169,27 +171,27 @@ class MCBERT:
             "choice_accuracy_changed": ((right * changed).sum(), changed.sum()),
             "choice_accuracy_neither": ((right * (asked - changed)).sum(), (asked - changed).sum()),
             "neither_share": ((asked - changed).sum(), asked.sum()),
+            "candidate_entropy": ((entropy * chosen).sum(), chosen.sum()),
         }
         loss = controller_loss + config.loss_weight * (nll * batch["asked"]).sum()
         return loss, Aux(metrics=metrics, contexts=x)
 
-    def draw(self, params: Params, contexts: Array, batch: Batch) -> Array:
+    def draw(self, params: Params, table: Array, contexts: Array, batch: Batch) -> Array:
         """Candidates at every position, int [B, T, k], from the controller's softmax; no gradient."""
         config = self.config.objective
         tokens = batch["tokens"]
-        frozen = lax.stop_gradient(params)
-        table = self.controller_table(frozen)
+        params, table, contexts = lax.stop_gradient((params, table, contexts))
 
         def draw_chunk(x: Array, uniform: Array) -> Array:
-            return draw(self.controller_logits(frozen, x, table) / config.temperature, uniform)
+            return draw(self.controller_logits(params, table, x) / config.temperature, uniform)
 
         rows = max(1, len(tokens) // jax.device_count())
         if config.candidates_at == "all":
             numbers = uniforms(batch["draw_keys"], tokens.shape[1], config.candidates)
-            return over_chunks(draw_chunk, (lax.stop_gradient(contexts), numbers), rows)
+            return over_chunks(draw_chunk, (contexts, numbers), rows)
         positions = batch["positions"]
         numbers = uniforms(batch["draw_keys"], positions.shape[1], config.candidates)
-        drawn = over_chunks(draw_chunk, (take_positions(lax.stop_gradient(contexts), positions), numbers), rows)
+        drawn = over_chunks(draw_chunk, (take_positions(contexts, positions), numbers), rows)
         everywhere = jnp.broadcast_to(tokens[..., None], (*tokens.shape, config.candidates))
         return jax.vmap(lambda all_, p, d: all_.at[p].set(d))(everywhere, positions, drawn)
 
@@ -198,22 +200,24 @@ class MCBERT:
         return self.table_map.apply({"params": params["table_map"]}, params["encoder"]["embedder"]["tokens"])  # type: ignore
 
     def controller_contexts(
-        self, params: Params, inputs: Array, padding: Array, keys: Array | None, notes: InputNotes | None = None
+        self,
+        params: Params,
+        table: Array,
+        inputs: Array,
+        padding: Array,
+        keys: Array | None,
+        notes: InputNotes | None = None,
     ) -> Array:
         """The controller's vectors, [B, T, its hidden]; notes go through the map of the token table."""
         if notes is not None:
             mapped = self.table_map.apply({"params": params["table_map"]}, notes.vectors)
             notes = replace(notes, vectors=mapped)
-        controller = params["controller"]
-        embedder = controller["embedder"] | {"tokens": self.controller_table(params)}
-        return self.controller.apply(
-            controller | {"embedder": embedder}, inputs, padding=padding, notes=notes, keys=keys
-        )
+        controller = params["controller"] | {"embedder": params["controller"]["embedder"] | {"tokens": table}}
+        return self.controller.apply(controller, inputs, padding=padding, notes=notes, keys=keys)
 
-    def controller_logits(self, params: Params, x: Array, table: Array | None = None) -> Array:
+    def controller_logits(self, params: Params, table: Array, x: Array) -> Array:
         """The controller's scores over the vocabulary, [..., V]."""
         head = params["controller_head"] | {"bias": params["head"]["bias"]}
-        table = self.controller_table(params) if table is None else table
         return self.controller_head.apply({"params": head}, x, table)  # type: ignore[return-value]
 
     def choice_scores(self, params: Params, x: Array, candidates: Array) -> Array:
@@ -224,9 +228,9 @@ class MCBERT:
     def quiz(self, params: Params, batch: Batch, key: Array) -> tuple[Questions, Array]:
         """The questions about a batch and the main model's scores of the candidates, [B, T, k]."""
         batch = self.corrupt(batch, key)
-        padding = batch["tokens"] == PAD
-        contexts = self.controller_contexts(params, batch["inputs"], padding, None)
-        questions = ask(self.draw(params, contexts, batch), batch["tokens"], batch["masked"])
+        table, padding = self.controller_table(params), batch["tokens"] == PAD
+        contexts = self.controller_contexts(params, table, batch["inputs"], padding, None)
+        questions = ask(self.draw(params, table, contexts, batch), batch["tokens"], batch["masked"])
         x = self.encoder.apply(params["encoder"], questions.inputs, padding=padding)
         return questions, self.choice_scores(params, x, questions.candidates)
 
@@ -235,5 +239,6 @@ class MCBERT:
 
     def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
         """Scores over the vocabulary at masked positions, [B, P, V]: by the controller, which alone sees [MASK]s."""
-        x = self.controller_contexts(params, tokens, tokens == PAD, None)
-        return self.controller_logits(params, take_positions(x, positions))
+        table = self.controller_table(params)
+        x = self.controller_contexts(params, table, tokens, tokens == PAD, None)
+        return self.controller_logits(params, table, take_positions(x, positions))

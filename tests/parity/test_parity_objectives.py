@@ -96,10 +96,9 @@ def controller(official: Official) -> Array:
 
     @jax.jit
     def logits(params: Any) -> Array:
-        padding = batch["tokens"] == PAD
-        return objective.controller_logits(
-            params, objective.controller_contexts(params, batch["inputs"], padding, None)
-        )
+        table = objective.controller_table(params)
+        x = objective.controller_contexts(params, table, batch["inputs"], batch["tokens"] == PAD, None)
+        return objective.controller_logits(params, table, x)
 
     return logits(official.params)[..., official.ours]
 
@@ -156,8 +155,8 @@ def test_losses(path: Path) -> None:
 
     @jax.jit
     def loss(params: Any) -> Any:
-        contexts = objective.controller_contexts(params, batch["inputs"], batch["tokens"] == PAD, None)
-        value, aux = objective.loss_of(params, batch, None, None, contexts, official.ids("samples"))
+        logits = objective.fill(params, batch["inputs"], batch["positions"])
+        value, aux = objective.loss_of(params, batch, None, None, logits, official.ids("samples"))
         return value, aux.metrics
 
     value, metrics = loss(official.params)
