@@ -1,11 +1,12 @@
 """What sits on the encoder."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
 
@@ -66,14 +67,49 @@ def table_map(width: int, initializer_range: float) -> nn.Dense:
     return nn.Dense(width, kernel_init=nn.initializers.normal(initializer_range))
 
 
-@jax.checkpoint
+@jax.custom_vjp
 def candidate_scores(x: Array, table: Array, candidates: Array) -> Array:
-    """Products with a few rows of the table: x [..., E], table [V, E], candidates int [..., k] → float32 [..., k].
+    """Products with a few rows of the table, one candidate of every position at a time: [..., k, E] never exists.
 
-    Written as a sum so that the gather fuses into it, and gathered again for the gradient: [..., k, E] never exists.
+    Args:
+        x: [B, ..., E].
+        table: [V, E].
+        candidates: int [B, ..., k].
+
+    Returns:
+        [B, ..., k], float32 at least.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return (x[..., None, :].astype(dtype) * table[candidates].astype(x.dtype).astype(dtype)).sum(-1)
+
+    def one(chosen: Array) -> Array:
+        return (x.astype(dtype) * table[chosen].astype(x.dtype).astype(dtype)).sum(-1)
+
+    return jnp.moveaxis(lax.map(one, jnp.moveaxis(candidates, -1, 0)), 0, -1)
+
+
+def _candidate_scores_forward(x: Array, table: Array, candidates: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return candidate_scores(x, table, candidates), (x, table, candidates)
+
+
+def _candidate_scores_backward(saved: tuple[Array, Array, Array], slopes: Array) -> tuple[Array, Array, None]:
+    x, table, candidates = saved
+    # Each device adds up its own sequences; the sum over devices comes once, at the end.
+    groups = math.gcd(len(x), jax.device_count())
+    flat, candidates, grouped = (a.reshape(groups, -1, a.shape[-1]) for a in (x, candidates, slopes))
+
+    def add(sums: tuple[Array, Array], one: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        (by_x, by_table), (chosen, slope) = sums, one
+        by_x = by_x + slope[..., None] * table[chosen].astype(x.dtype).astype(slope.dtype)
+        updates = slope[..., None] * flat.astype(slope.dtype)
+        by_table = jax.vmap(lambda total, rows, update: total.at[rows].add(update))(by_table, chosen, updates)
+        return (by_x, by_table), None
+
+    start = jnp.zeros(flat.shape, slopes.dtype), jnp.zeros((groups, *table.shape), slopes.dtype)
+    (by_x, by_table), _ = lax.scan(add, start, (jnp.moveaxis(candidates, -1, 0), jnp.moveaxis(grouped, -1, 0)))
+    return by_x.reshape(x.shape).astype(x.dtype), by_table.sum(0).astype(table.dtype), None
+
+
+candidate_scores.defvjp(_candidate_scores_forward, _candidate_scores_backward)
 
 
 def take_positions(x: Array, positions: Array) -> Array:
