@@ -1,6 +1,6 @@
 """All three methods: untied positions, notes for rare words, and a meta controller's questions.
 
-    python -m jaxpretrain.train --config configs/tupe_tnf_mcbert.py
+python -m jaxpretrain.train --config configs/tupe_tnf_mcbert.py
 """
 
 from jaxpretrain.config import Config, sized

@@ -76,8 +76,8 @@ def find(words: Array, capacity: int) -> Occurrences:
         border = jnp.where(first | (words == 0), place, length)
         after = lax.cummin(border[::-1])[::-1]
         end = jnp.append(after[1:], length)
-        order, starts = lax.top_k(jnp.where(first, length - place, 0), min(capacity, length))
-        ids = jnp.where(order > 0, words[starts] // 2 - 1, NONE)
+        starts = jnp.argsort(~first)[:capacity]  # the first places, in order; unlike top_k it stays on each device
+        ids = jnp.where(first[starts], words[starts] // 2 - 1, NONE)
         return ids, starts, end[starts], jnp.maximum(first.sum() - capacity, 0)
 
     ids, starts, ends, overflow = jax.vmap(one)(words)

@@ -85,10 +85,9 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     checkpoints = Checkpointer(
         workdir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
-    restored = checkpoints.restore(like)
+    restored = checkpoints.restore(like, check=partial(check_resume, config, marks, workdir))
     if restored is not None:
         state, host = restored
-        check_resume(config, marks, host, int(state.step), workdir)
     else:
         state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
         if config.init_from:

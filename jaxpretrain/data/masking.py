@@ -53,8 +53,8 @@ def mask_tokens(tokens: Array, rows: Array, key: Array, config: ObjectiveConfig,
         ordinary = tokens >= FIRST_ORDINARY
         # Special pieces get a draw below all others and come last.
         draws = jnp.where(ordinary, jax.random.uniform(choose_key, tokens.shape), -1.0)
-        score, positions = jax.lax.top_k(draws, count)
-        chosen = score >= 0
+        positions = jnp.argsort(-draws)[:count]  # unlike top_k, a sort stays on each device's own rows
+        chosen = draws[positions] >= 0
         labels = tokens[positions]
         kind = jax.random.uniform(kind_key, (count,))
         random = jax.random.randint(random_key, (count,), FIRST_ORDINARY, vocab_size)

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -109,7 +109,9 @@ class Checkpointer:
         """The committed step with the lowest metric, the newest of equals; None if none has a metric."""
         return _best(self.folder)
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self, like: Any, step: int | None = None, *, check: Callable[[dict[str, Any], int], None] | None = None
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest intact checkpoint, or that of `step`, as `(state, host)`; None if there is none.
 
         A damaged one is reported, set aside as `STEP.damaged`, and the one before it used.
@@ -117,6 +119,8 @@ class Checkpointer:
         Args:
             like: the state as a tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
             step: this one and no other; later ones stay, and are newer to the next restore.
+            check: called with `host` and the step before arrays are read: whoever knows better than a shape that does
+                not fit why this run cannot go on raises it there.
 
         Raises:
             CheckpointError: if there are checkpoints but none is intact, or it does not fit `like`.
@@ -127,8 +131,11 @@ class Checkpointer:
             return None
         folder = _at(self.folder, found)
         with _one_line(folder, "restore"):
-            state = _read_state(folder, like)
             host = json.loads((folder / HOST).read_text())["host"]
+        if check is not None:
+            check(host, found)
+        with _one_line(folder, "restore"):
+            state = _read_state(folder, like)
         if jax.process_index() == 0:
             for other in damaged:  # only now: were none intact, everything would stay where it is
                 self._put_damaged_aside(_at(self.folder, other))

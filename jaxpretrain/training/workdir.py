@@ -90,8 +90,8 @@ def corpus_marks(corpus: Corpus, config: Config) -> dict[str, str]:
     return {"corpus": corpus.fingerprint} | ({"notes": corpus.note_fingerprint} if config.notes.enabled else {})
 
 
-def check_resume(config: Config, marks: dict[str, str], host: dict[str, Any], step: int, workdir: epath.Path) -> None:
-    """Whether a restored state can go on under this config and corpus.
+def check_resume(config: Config, marks: dict[str, str], workdir: epath.Path, host: dict[str, Any], step: int) -> None:
+    """Whether a checkpoint can go on under this config and corpus.
 
     Raises:
         ConfigError: it cannot.

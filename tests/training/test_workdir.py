@@ -84,13 +84,13 @@ def test_a_held_workdir_is_refused_and_free_afterwards(workdir):
 
 def test_resume_needs_the_same_text_and_no_fewer_steps(workdir):
     config, host = Config(), {"corpus": "a" * 32}
-    check_resume(config, host, host, config.train.steps, workdir)
+    check_resume(config, host, workdir, host, config.train.steps)
     with pytest.raises(ConfigError, match=r"data.source='python-docs'.*bbbb.*aaaa"):
-        check_resume(config, {"corpus": "b" * 32}, host, 10, workdir)
+        check_resume(config, {"corpus": "b" * 32}, workdir, host, 10)
     with pytest.raises(ConfigError, match=r"train.steps=2500.*step 2501"):
-        check_resume(config, host, host, 2501, workdir)
+        check_resume(config, host, workdir, host, 2501)
     with pytest.raises(ConfigError, match="dictionary of rare words"):
-        check_resume(config, {"corpus": "a" * 32, "notes": "c"}, host | {"notes": "d"}, 10, workdir)
+        check_resume(config, {"corpus": "a" * 32, "notes": "c"}, workdir, host | {"notes": "d"}, 10)
 
 
 def like(tree):
