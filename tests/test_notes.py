@@ -488,6 +488,14 @@ def test_no_gradient_flows_into_the_table(name: str):
     assert loss_and_gradient(2 * table)[0] != value
 
 
+def test_contexts_ask_nothing_of_the_encoder():
+    batch = texts(2)
+    occurrences = notes_lib.find(jnp.asarray(batch["words"]), 6)
+    contexts = jnp.ones((8, LENGTH, 4))
+    gradient = jax.jit(jax.grad(lambda x: notes_lib.contexts_of(x, batch["tokens"] == PAD, occurrences, 3).sum()))
+    np.testing.assert_array_equal(gradient(contexts), 0)
+
+
 @pytest.mark.usefixtures("x64")
 def test_gradients_past_the_notes_are_those_of_differences():
     """Of the loss by the parameters, where a part λ of the input is a note; and by λ and the note themselves."""

@@ -1,6 +1,7 @@
 """MC-BERT: its questions against a slow oracle, its loss by hand, where gradients go, what is never held, its FLOPs."""
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -260,6 +261,56 @@ def test_padding_has_no_part(monkeypatch: pytest.MonkeyPatch):
 
 
 # --- gradients ---
+
+
+def oracle_of_scores(x: np.ndarray, table: np.ndarray, candidates: np.ndarray, slopes: np.ndarray) -> Any:
+    """Σ over places of slope · score: the scores, and the gradients by x and by the table, one place at a time."""
+    scores, by_x, by_table = np.zeros(candidates.shape), np.zeros(x.shape), np.zeros(table.shape)
+    for place in np.ndindex(candidates.shape):
+        piece, slope = candidates[place], slopes[place]
+        scores[place] = x[place[:-1]] @ table[piece]
+        by_x[place[:-1]] += slope * table[piece]
+        by_table[piece] += slope * x[place[:-1]]
+    return scores, by_x, by_table
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (6, 4), (3, 7), (5,)])
+def test_candidates_are_scored_and_learnt_from_as_by_hand(shape: tuple[int, ...]):
+    """However the rows are dealt out to the devices; few pieces, so that many places add to one."""
+    rng = np.random.default_rng(len(shape))
+    x, table, slopes = rng.normal(size=(*shape, 6)), rng.normal(size=(9, 6)), rng.normal(size=(*shape, 4))
+    candidates = rng.integers(0, 9, (*shape, 4))
+    expected = oracle_of_scores(x, table, candidates, slopes)
+
+    @jax.jit
+    def run(x: Array, table: Array) -> Any:
+        scores, pull = jax.vjp(lambda x, table: heads.candidate_scores(x, table, jnp.asarray(candidates)), x, table)
+        return scores, *pull(jnp.asarray(slopes, jnp.float32))
+
+    found = run(jnp.asarray(x, jnp.float32), jnp.asarray(table, jnp.float32))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    coarse = run(jnp.asarray(x, jnp.bfloat16), jnp.asarray(table, jnp.float32))
+    assert [a.dtype for a in coarse] == [jnp.float32, jnp.bfloat16, jnp.float32]
+    for ours, theirs in zip(coarse, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, atol=0.2)
+
+
+def test_devices_send_the_tables_gradient_once():
+    """Each adds up its own rows; what goes between them is one sum of the table's size."""
+    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows, everywhere = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    x = jax.ShapeDtypeStruct((16, 12, 8), jnp.float32, sharding=rows)
+    candidates = jax.ShapeDtypeStruct((16, 12, 5), jnp.int32, sharding=rows)
+    table = jax.ShapeDtypeStruct((50, 8), jnp.float32, sharding=everywhere)
+
+    def loss(x: Array, table: Array, candidates: Array) -> Array:
+        return jnp.sin(heads.candidate_scores(x, table, candidates)).sum()
+
+    gradient = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(rows, everywhere))
+    text = str(gradient.lower(x, table, candidates).compile().as_text())
+    sent = re.findall(r"= (\S+) (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)\(", text)
+    assert [shape.split("{")[0] for shape in sent] == ["f32[50,8]"]
 
 
 def gradients(objective: MCBERT, params: Any, batch: Any, weight: float) -> Any:

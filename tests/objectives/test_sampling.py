@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxpretrain.objectives import sampling
-from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
+from jaxpretrain.objectives.sampling import draw, over_chunks, pick, uniforms
 
 LAST = np.nextafter(np.float32(1), np.float32(0))  # the largest float below 1
 
@@ -114,6 +114,27 @@ def test_a_piece_of_probability_zero_is_never_drawn(vocab_size: int, nothing: fl
     assert drawn.min() >= 0
     assert drawn.max() < vocab_size
     assert not np.take_along_axis(impossible, drawn, 1).any()
+
+
+def test_rounding_of_a_running_sum_draws_nothing_impossible(monkeypatch: pytest.MonkeyPatch):
+    """Parallel sums round differently at neighbouring places: they rise where nothing is added, and fall."""
+    rng = np.random.default_rng(4)
+    weights = rng.exponential(size=(64, 256)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.6] = 0
+    weights[:, 200:] = 0
+    weights[:, 7] = 1
+
+    def rough(x: jax.Array, axis: int) -> jax.Array:
+        exact = np.cumsum(np.asarray(x, np.float64), axis)
+        return jnp.asarray(exact * (1 + 1e-6 * rng.normal(size=x.shape)), jnp.float32)
+
+    monkeypatch.setattr(sampling.jnp, "cumsum", rough)
+    uniform = np.concatenate([np.linspace(0, LAST, 300), np.full(50, LAST), np.linspace(1 - 1e-5, LAST, 50)])
+    uniform = np.broadcast_to(uniform.astype(np.float32), (64, 400))
+    every = np.broadcast_to(weights[:, None], (64, 400, 256))
+    drawn = np.asarray(pick(jnp.asarray(every), jnp.asarray(uniform)))
+    assert (np.take_along_axis(weights, drawn, 1) > 0).all()
+    assert len(np.unique(drawn)) > 100
 
 
 def test_at_zero_the_first_possible_piece_and_at_one_the_last():
