@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,10 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A shell's background job ignores Ctrl-C, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A first call compiles: no deadline. The same examples in every run: a red test stays red until it is repaired.
 hypothesis.settings.register_profile("jaxpretrain", deadline=None, derandomize=True)
@@ -89,6 +94,13 @@ def corpus_cache(shared_tmp: Path) -> Iterator[Path]:
 def parity() -> Path:
     """The reference numbers: `JAXPRETRAIN_PARITY`, or the ones in the repository."""
     return Path(os.environ.get("JAXPRETRAIN_PARITY") or Path(__file__).parent / "parity")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped() -> Iterator[None]:
+    """Each compiled program holds memory maps, of which a process may have only so many (65,530 by default)."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

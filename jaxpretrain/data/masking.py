@@ -57,7 +57,7 @@ def mask_tokens(tokens: Array, rows: Array, key: Array, config: ObjectiveConfig,
         chosen = draws[positions] >= 0
         labels = tokens[positions]
         kind = jax.random.uniform(kind_key, (count,))
-        random = jax.random.randint(random_key, (count,), FIRST_ORDINARY, vocab_size)
+        random = jax.random.randint(random_key, (count,), FIRST_ORDINARY, vocab_size, dtype=tokens.dtype)
         seen = jnp.where(kind < config.mask_share, MASK, labels)
         is_random = (kind >= config.mask_share) & (kind < config.mask_share + config.random_share)
         seen = jnp.where(is_random, random, seen)

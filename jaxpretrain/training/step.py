@@ -58,7 +58,7 @@ def train_step(
         (loss, metrics, grads), new_notes = accumulate(gradient, batch)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    grad_norm, update_norm = optax.global_norm(grads), optax.global_norm(updates)
+    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     metrics = {"loss": (loss, jnp.ones(())), **metrics}
     notes = state.notes

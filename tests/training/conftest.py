@@ -75,13 +75,16 @@ def small_config(**fields: Any) -> Config:
     return config
 
 
-_compiled: dict[Any, tuple[Callable[[int], TrainState], Run]] = {}  # a session's tests share what is compiled
+_compiled: dict[Any, tuple[Callable[[int], TrainState], Run]] = {}  # tests share what is compiled
+_MOST = 12  # programs kept: each holds a thousand and more memory maps
 
 
 def start(config: Config, devices: int = 1) -> Run:
     """As the loop does it: state born sharded, step compiled ahead, state donated."""
     key = (*flatten(config).items(), devices, sharding.SMALL)
     if key not in _compiled:
+        if len(_compiled) >= _MOST:
+            _compiled.clear()
         mesh = sharding.make_mesh(config, jax.devices()[:devices])
         objective, adam = build(config, VOCAB), optimizer(config)
         init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=0)
