@@ -63,8 +63,11 @@ def follow(
 
 def follow_scan(equation: Any, sources: list[frozenset[str]], times: int, found: list[Product]) -> list[frozenset[str]]:
     """The carry of one round is the next one's: first until nothing changes, then once more to count."""
-    consts, carried = equation.params["num_consts"], equation.params["num_carry"]
     body, length = equation.params["jaxpr"].jaxpr, equation.params["length"]
+    # What is scanned over loses its first axis inside; the names that jax gives the numbers change with its versions.
+    carried = sum(x.aval.ndim == y.aval.ndim for x, y in zip(equation.outvars, body.outvars, strict=True))
+    scanned = sum(x.aval.ndim > y.aval.ndim for x, y in zip(equation.invars, body.invars, strict=True))
+    consts = len(body.invars) - carried - scanned
     while True:
         made = follow(body, sources, 1, True, [])
         carry = [old | new for old, new in zip(sources[consts:], made[:carried], strict=False)]
