@@ -125,6 +125,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes
     result: dict[str, float] = {}
+    on_screen = (objective.headline, "mlm_accuracy", "choice_accuracy", "discriminator_accuracy", "unigram_loss")
     redraw = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
 
     def read(step: int, metrics: dict[str, Any]) -> None:
@@ -188,7 +189,8 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
             if eval_due:
                 result = evaluate(state)
                 line |= result
-                bar.write(f"step {step:>7,}  " + "  ".join(f"{name} {value:.3f}" for name, value in result.items()))
+                shown = [f"{name} {result[f'eval/{name}']:.3f}" for name in on_screen if f"eval/{name}" in result]
+                bar.write(f"step {step:>7,}  held out: {', '.join(shown)}")
             writer.write(step, line)
             if save_due:
                 host = {"seconds": seconds} | marks
