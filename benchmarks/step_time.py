@@ -142,6 +142,7 @@ def main() -> None:
         command = "python benchmarks/step_time.py " + " ".join(
             f"--{name} {value}" for name, value in vars(options).items() if name not in ("out", "only")
         )
+        command += "".join([" --only", *(f" '{name}'" for name in options.only)]) if options.only else ""
         (options.out / "step_time.md").write_text(f"{about}\n\n`{command}`\n\n{table}\n")
         record = {"options": {k: str(v) for k, v in vars(options).items() if k != "out"}, "versions": versions}
         record |= {"load": load, "rows": rows, "seconds": seconds, "command": command}
