@@ -287,6 +287,11 @@ def workdir_name(config: Config, recipe: Config) -> str:
     return "runs/" + "-".join(parts)
 
 
+def max_positions(config: Config) -> int:
+    """The longest sequence that the model has positions for."""
+    return config.model.max_positions or config.data.sequence_length
+
+
 def narrowed(config: Config) -> ModelConfig:
     """The second network: a generator (ELECTRA) or meta controller (MC-BERT), the model divided by `divider`."""
     model, objective = config.model, config.objective

@@ -7,7 +7,8 @@ from flax import struct
 from jax import Array
 
 from jaxpretrain import notes as notes_lib
-from jaxpretrain.config import Config, NotesConfig
+from jaxpretrain.config import Config, NotesConfig, ObjectiveConfig
+from jaxpretrain.data.masking import mask_tokens
 from jaxpretrain.models.encoder import Encoder, InputNotes
 from jaxpretrain.notes import Notes
 
@@ -27,6 +28,22 @@ class Aux:
 
     metrics: Metrics
     contexts: Array
+
+
+def mask(batch: Batch, key: Array, config: ObjectiveConfig, vocab_size: int) -> Batch:
+    """The batch with what a masked language model sees and predicts.
+
+    It gains `inputs`, int [B, T]; and, for P predictions a sequence, their `positions` and `labels`, int [B, P], and
+    `weights`, float [B, P], of the mean over the global batch (0 where a short text has no more to predict).
+    """
+    masked = mask_tokens(batch["tokens"], batch["rows"], key, config, vocab_size)
+    found = {"inputs": masked.inputs, "positions": masked.positions, "labels": masked.labels}
+    return batch | found | {"weights": mean_weights(masked.chosen)}
+
+
+def mean_weights(members: Array) -> Array:
+    """Weights, float32, with which a sum over the global batch is the mean over its members, a bool array."""
+    return members.astype(jnp.float32) / jnp.maximum(members.sum(), 1)
 
 
 def read_notes(

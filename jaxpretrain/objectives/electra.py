@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from jaxpretrain.config import Config, narrowed
-from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.config import Config, max_positions, narrowed
+from jaxpretrain.data.masking import row_keys
 from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
 from jaxpretrain.models.heads import DiscriminatorHead, MLMHead, take_positions
 from jaxpretrain.notes import Notes
-from jaxpretrain.objectives.base import Aux, Batch, Params, read_notes
+from jaxpretrain.objectives.base import Aux, Batch, Params, mask, mean_weights, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
 from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
 
@@ -34,10 +34,10 @@ class ELECTRA:
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config
         self.vocab_size = vocab_size
-        max_positions = config.model.max_positions or config.data.sequence_length
-        self.encoder = Encoder(config.model, vocab_size, max_positions)
+        self.encoder = Encoder(config.model, vocab_size, max_positions(config))
         width = config.model.embedding or config.model.hidden
-        self.generator = Encoder(dataclasses.replace(narrowed(config), embedding=width), vocab_size, max_positions)
+        narrow = dataclasses.replace(narrowed(config), embedding=width)
+        self.generator = Encoder(narrow, vocab_size, max_positions(config))
         dtype = compute_dtype(config.model)
         self.head = DiscriminatorHead(config.model, dtype)
         self.generator_head = MLMHead(self.generator.config, dtype)
@@ -58,18 +58,9 @@ class ELECTRA:
 
     def corrupt(self, batch: Batch, key: Array) -> Batch:
         mask_key, draw_key = jax.random.split(key)
-        masked = mask_tokens(batch["tokens"], batch["rows"], mask_key, self.config.objective, self.vocab_size)
-        chosen = masked.chosen.astype(jnp.float32)
-        present = (batch["tokens"] != PAD).astype(jnp.float32)
-        return {
-            **batch,
-            "inputs": masked.inputs,
-            "positions": masked.positions,
-            "labels": masked.labels,
-            "weights": chosen / jnp.maximum(chosen.sum(), 1),
-            "present": present / jnp.maximum(present.sum(), 1),
-            "draw_keys": row_keys(draw_key, batch["rows"]),
-        }
+        batch = mask(batch, mask_key, self.config.objective, self.vocab_size)
+        present = mean_weights(batch["tokens"] != PAD)
+        return batch | {"present": present, "draw_keys": row_keys(draw_key, batch["rows"])}
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         config = self.config.objective

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from jaxpretrain.config import Config, narrowed
-from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.config import Config, max_positions, narrowed
+from jaxpretrain.data.masking import row_keys
 from jaxpretrain.data.tokenizer import NEITHER, PAD
 from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
 from jaxpretrain.models.heads import MLMHead, table_map, take_positions
 from jaxpretrain.notes import Notes
-from jaxpretrain.objectives.base import Aux, Batch, Params, read_notes
+from jaxpretrain.objectives.base import Aux, Batch, Params, mask, mean_weights, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
 from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
 
@@ -76,9 +76,8 @@ class MCBERT:
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config
         self.vocab_size = vocab_size
-        max_positions = config.model.max_positions or config.data.sequence_length
-        self.encoder = Encoder(config.model, vocab_size, max_positions)
-        self.controller = Encoder(narrowed(config), vocab_size, max_positions)
+        self.encoder = Encoder(config.model, vocab_size, max_positions(config))
+        self.controller = Encoder(narrowed(config), vocab_size, max_positions(config))
         dtype = compute_dtype(config.model)
         self.head = MLMHead(config.model, dtype)
         self.controller_head = MLMHead(self.controller.config, dtype)
@@ -102,24 +101,12 @@ class MCBERT:
 
     def corrupt(self, batch: Batch, key: Array) -> Batch:
         mask_key, draw_key = jax.random.split(key)
-        masked = mask_tokens(batch["tokens"], batch["rows"], mask_key, self.config.objective, self.vocab_size)
-        chosen = masked.chosen.astype(jnp.float32)
-        at_mask = jax.vmap(lambda p, c: jnp.zeros(batch["tokens"].shape[1], bool).at[p].max(c))
-        is_masked = at_mask(masked.positions, masked.chosen)
-        asked = batch["tokens"] != PAD
-        if self.config.objective.candidates_at == "masked":
-            asked = is_masked
-        asked = asked.astype(jnp.float32)
-        return {
-            **batch,
-            "inputs": masked.inputs,
-            "masked": is_masked,
-            "positions": masked.positions,
-            "labels": masked.labels,
-            "weights": chosen / jnp.maximum(chosen.sum(), 1),
-            "asked": asked / jnp.maximum(asked.sum(), 1),
-            "draw_keys": row_keys(draw_key, batch["rows"]),
-        }
+        batch = mask(batch, mask_key, self.config.objective, self.vocab_size)
+        at = jax.vmap(lambda positions, chosen: jnp.zeros(batch["tokens"].shape[1], bool).at[positions].max(chosen))
+        masked = at(batch["positions"], batch["weights"] > 0)
+        asked = masked if self.config.objective.candidates_at == "masked" else batch["tokens"] != PAD
+        draw_keys = row_keys(draw_key, batch["rows"])
+        return batch | {"masked": masked, "asked": mean_weights(asked), "draw_keys": draw_keys}
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         keys = None if key is None else row_keys(key, batch["rows"])

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxpretrain.config import Config
-from jaxpretrain.data.masking import mask_tokens, row_keys
+from jaxpretrain.config import Config, max_positions
+from jaxpretrain.data.masking import row_keys
 from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, compute_dtype
 from jaxpretrain.models.heads import MLMHead, take_positions
 from jaxpretrain.notes import Notes, around
-from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params, read_notes
+from jaxpretrain.objectives.base import Aux, Batch, Metrics, Params, mask, read_notes
 
 
 def mlm_loss(
@@ -50,8 +50,7 @@ class MLM:
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config
         self.vocab_size = vocab_size
-        max_positions = config.model.max_positions or config.data.sequence_length
-        self.encoder = Encoder(config.model, vocab_size, max_positions)
+        self.encoder = Encoder(config.model, vocab_size, max_positions(config))
         self.head = MLMHead(config.model, compute_dtype(config.model))
 
     def init(self, key: Array) -> Params:
@@ -61,15 +60,7 @@ class MLM:
         return {"encoder": encoder, "head": self.head.init(head_key, x, encoder["embedder"]["tokens"])["params"]}
 
     def corrupt(self, batch: Batch, key: Array) -> Batch:
-        masked = mask_tokens(batch["tokens"], batch["rows"], key, self.config.objective, self.vocab_size)
-        chosen = masked.chosen.astype(jnp.float32)
-        return {
-            **batch,
-            "inputs": masked.inputs,
-            "positions": masked.positions,
-            "labels": masked.labels,
-            "weights": chosen / jnp.maximum(chosen.sum(), 1),
-        }
+        return mask(batch, key, self.config.objective, self.vocab_size)
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         input_notes, notes_metrics = read_notes(notes, batch, batch["inputs"], self.config.notes)

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxpretrain.config import POSITIONS, Config, sized, validate
-from jaxpretrain.data.masking import predictions_per_sequence
+from jaxpretrain.config import POSITIONS, Config, validate
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP
 from jaxpretrain.models.position import added_to_input
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.electra import ELECTRA
-from jaxpretrain.training.flops import step_flops
 
 VOCAB, ROWS, LENGTH = 14, 8, 16
 
@@ -264,33 +262,3 @@ def test_fill_is_the_generators():
     encoder = {**params["encoder"], "layers": jax.tree.map(jnp.zeros_like, params["encoder"]["layers"])}
     changed = {**params, "encoder": encoder}
     np.testing.assert_array_equal(objective.fill(changed, batch["inputs"], batch["positions"]), before)
-
-
-# --- cost ---
-
-
-@pytest.mark.parametrize("position", ["absolute", "tupe_r"])
-@pytest.mark.parametrize("size", ["tiny", "base"])
-def test_a_step_costs_what_the_formula_says(size: str, position: str):
-    """Three times the forward products; the draws use the scores of the loss and cost none."""
-    config = sized(size)
-    config.model.position, config.objective.name, config.objective.divider = position, "electra", 2
-    model, rows, length, vocab_size = config.model, config.train.batch_size, config.data.sequence_length, 8192
-    predictions = predictions_per_sequence(config.objective, length)
-
-    def network(width: int, ffn: int) -> int:
-        per_token = model.layers * (2 * (4 * width**2 + 2 * width * ffn) + 4 * width * length)
-        positions = 2 * 2 * length * width**2 + 2 * length**2 * width if position == "tupe_r" else 0
-        return rows * length * per_token + positions
-
-    hidden, narrow = model.hidden, model.hidden // 2
-    forward = network(hidden, model.ffn) + network(narrow, model.ffn // 2)
-    forward += rows * length * 2 * (hidden**2 + hidden)  # the discriminator's head
-    forward += rows * length * 2 * hidden * narrow  # table to generator
-    forward += rows * predictions * 2 * (narrow * hidden + hidden * vocab_size)  # the generator's head
-    params = jax.eval_shape(build(config, vocab_size).init, jax.random.key(0))
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    assert step_flops(config, vocab_size, params, batch) == pytest.approx(3 * forward, rel=0.02)

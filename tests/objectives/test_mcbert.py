@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxpretrain.config import Config, sized, validate
-from jaxpretrain.data.masking import predictions_per_sequence
+from jaxpretrain.config import Config, validate
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP
 from jaxpretrain.models import heads
 from jaxpretrain.objectives import build, sampling
 from jaxpretrain.objectives import mcbert as module
 from jaxpretrain.objectives.mcbert import MCBERT, Questions, ask, repeated
-from jaxpretrain.training.flops import step_flops
 
 VOCAB, ROWS, LENGTH, DRAWS = 24, 8, 16, 5
 
@@ -429,34 +427,3 @@ def test_neither_all_scores_nor_all_candidate_vectors_are_held(monkeypatch: pyte
             theirs = temporaries(*size)
         assert theirs - ours > 0.7 * held, name
         assert theirs > held, name
-
-
-# --- cost ---
-
-
-@pytest.mark.parametrize("position", ["absolute", "tupe_r"])
-@pytest.mark.parametrize("size", ["tiny", "base"])
-def test_a_step_costs_what_the_formula_says(size: str, position: str):
-    config = sized(size)
-    config.model.position, config.objective.name, config.objective.divider = position, "mcbert", 2
-    model, rows, length, vocab_size = config.model, config.train.batch_size, config.data.sequence_length, 8192
-    predictions = predictions_per_sequence(config.objective, length)
-
-    def network(width: int, ffn: int) -> int:
-        """Forward products: layers, and positions once per step."""
-        per_token = model.layers * (2 * (4 * width**2 + 2 * width * ffn) + 4 * width * length)
-        positions = 2 * 2 * length * width**2 + 2 * length**2 * width if position == "tupe_r" else 0
-        return rows * length * per_token + positions
-
-    hidden, narrow = model.hidden, model.hidden // 2
-    learnt = network(hidden, model.ffn) + network(narrow, model.ffn // 2)
-    learnt += rows * length * 2 * hidden**2  # the choice: dense, then k products, which are no matrix product
-    learnt += 2 * vocab_size * hidden * narrow  # the map of the table
-    learnt += rows * predictions * 2 * (narrow**2 + narrow * vocab_size)  # the controller's scores
-    drawn = rows * length * 2 * (narrow**2 + narrow * vocab_size)  # its draws: no gradient
-    params = jax.eval_shape(build(config, vocab_size).init, jax.random.key(0))
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        "rows": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    assert step_flops(config, vocab_size, params, batch) == pytest.approx(3 * learnt + drawn, rel=0.02)
