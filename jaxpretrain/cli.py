@@ -5,12 +5,12 @@ import re
 import runpy
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxpretrain.config import Config, ConfigError, flatten, validate
+from jaxpretrain.config import Config, ConfigError, FinetuneConfig, flatten, validate
 from jaxpretrain.training.checkpoint import CheckpointError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -24,11 +24,14 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
+_AnyConfig = TypeVar("_AnyConfig")
+
+
 class Failure(RuntimeError):
     """A run that cannot go on; its message is one line for the user."""
 
 
-def recipe() -> Config:
+def recipe() -> Any:
     """The config that the recipe's file gives, before any override."""
     path, _, size = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     get_config = runpy.run_path(path)["get_config"]
@@ -41,17 +44,28 @@ def fail(message: object, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def run(main: Callable[[Config], None]) -> None:
-    """Parses the flags, validates the config and calls `main` with it; for commands that take `--config`.
+def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, check: Callable = validate) -> None:
+    """Parses the flags, checks the config and calls `main` with it; for commands that take `--config`.
 
     Expected mistakes (config, files, a stopped run) end with one line on stderr and a non-zero exit code.
+
+    Args:
+        main: the command.
+        kind: the class of its configs.
+        check: raises a `ConfigError` for a field that cannot work.
     """
 
     def with_config(_: list[str]) -> None:
-        if CONFIG.value is None:
-            raise ConfigError("--config is missing: for example --config configs/tupe.py")
-        validate(CONFIG.value)
-        main(CONFIG.value)
+        config = CONFIG.value
+        if config is None:
+            example = "configs/tupe.py" if kind is Config else "configs/glue.py"
+            raise ConfigError(f"--config is missing: for example --config {example}")
+        if not isinstance(config, kind):
+            raise ConfigError(
+                f"--config: the recipe makes a {type(config).__name__}, and this command needs {kind.__name__}"
+            )
+        check(config)
+        main(config)
 
     _run(with_config, arguments=False)
 
@@ -87,7 +101,7 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
 
 def _unknown_field(argv: list[str]) -> str:
     names = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
-    known = flatten(Config())
+    known = flatten(Config()) | flatten(FinetuneConfig())
     unknown = [name for name in names if name not in known] or names
     close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "jaxpretrain/config.py lists them"

@@ -18,6 +18,9 @@ LAYER_LOOPS = ("auto", "scan", "unroll")
 TOKENIZERS = ("unigram", "bpe")
 DECAYS = ("linear", "cosine", "constant")
 SIZES = ("tiny", "small", "base", "large")
+SELECTS = ("best", "last")
+FINETUNE_NOTES = ("drop", "fixed", "updated")
+GRIDS = ("auto", "vmap", "loop")
 
 
 class ConfigError(ValueError):
@@ -172,6 +175,33 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
 
 
+@dataclass
+class FinetuneConfig:
+    """Fine-tuning: a grid of learning rates and seeds, each a trial. The defaults are the papers' protocol."""
+
+    name: str = "glue"
+    size: str = "base"
+    init_from: str = ""  # workdir of the pre-training run
+    step: int = 0  # its checkpoint; 0: the best one, else the newest
+    untrained: bool = False  # the same network with fresh weights: what the labels alone teach
+    task: str = ""  # CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI | tsv:FILE | tsv:TRAIN,DEV[,TEST]
+    data_dir: str = ""  # folder in GLUE's own layout; empty: TensorFlow Datasets
+    max_length: int = 128  # tokens per example, at most; longer ones are cut
+    learning_rates: tuple[float, ...] = (2e-5, 3e-5, 4e-5, 5e-5)
+    seeds: int = 5
+    batch_size: int = 32
+    epochs: int = 0  # 0: 5 for MNLI, QNLI and QQP, 10 for the rest
+    warmup: float = 0.06  # share of the steps; the rate then falls linearly to 0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    select: str = "best"  # best | last: the epoch whose dev score counts
+    notes: str = "drop"  # drop | fixed (TNF-F) | updated (TNF-U): what becomes of a run's notes
+    grid: str = "auto"  # vmap | loop; auto: one after another on a CPU, as one program elsewhere
+    at_once: int = 0  # trials in one program; 0: as many as memory holds
+
+
 # Fields that do not shape the result: they may differ when a run resumes, and do not enter a workdir's name.
 FREE_ON_RESUME = (
     "name",
@@ -190,6 +220,9 @@ FREE_ON_RESUME = (
     "checkpoint.keep_best",
     "sharding.fsdp",
 )
+
+# Of a fine-tuning: its grid may grow, and no trial depends on how many run at once.
+FREE_IN_GRID = ("name", "size", "data_dir", "learning_rates", "seeds", "grid", "at_once")
 
 
 def sized(size: str) -> Config:
@@ -240,7 +273,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested dicts, ready for JSON."""
     return dataclasses.asdict(config)
 
@@ -260,31 +293,44 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
     kwargs = {}
     for name, value in values.items():
         kind = fields[name].type
-        kwargs[name] = from_dict(value, kind) if dataclasses.is_dataclass(kind) else value
+        if dataclasses.is_dataclass(kind):
+            kwargs[name] = from_dict(value, kind)
+        else:
+            kwargs[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     return cls(**kwargs)
 
 
-def changed_fields(old: Config, new: Config) -> list[str]:
+def is_free(config: Any, name: str) -> bool:
+    """Whether a field of a `Config` or `FinetuneConfig` may change without changing the result."""
+    return name in (FREE_ON_RESUME if isinstance(config, Config) else FREE_IN_GRID)
+
+
+def changed_fields(old: Any, new: Any) -> list[str]:
     """The fields that shape the result and differ, as `model.layers: 2 → 4`."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]!r} → {after[name]!r}"
         for name in before
-        if before[name] != after[name] and name not in FREE_ON_RESUME
+        if before[name] != after[name] and not is_free(new, name)
     ]
 
 
 def workdir_name(config: Config, recipe: Config) -> str:
     """`runs/NAME-SIZE`, with the overrides of the recipe that change the result: `runs/bert-tiny-position=relative`."""
+    return "runs/" + "-".join([config.name, config.size, *overrides(config, recipe)])
+
+
+def overrides(config: Any, recipe: Any, without: tuple[str, ...] = ()) -> list[str]:
+    """The fields of a config that change the result and differ from its recipe's, as `position=relative`."""
     before, after = flatten(recipe), flatten(config)
     leaves = [name.rsplit(".", 1)[-1] for name in after]
-    parts = [config.name, config.size]
+    parts = []
     for name, value in after.items():
-        if value != before[name] and name not in FREE_ON_RESUME:
+        if value != before[name] and name not in without and not is_free(config, name):
             leaf = name.rsplit(".", 1)[-1]
             short = leaf if leaves.count(leaf) == 1 else name
             parts.append(f"{short}={str(value).replace('/', '_').replace(' ', '')}")
-    return "runs/" + "-".join(parts)
+    return parts
 
 
 def max_positions(config: Config) -> int:
@@ -390,3 +436,30 @@ def validate(config: Config) -> None:
     divisor = f"a multiple of train.accumulation={train.accumulation}"
     check(train.batch_size % train.accumulation == 0, "train.batch_size", divisor)
     check(0 <= train.seed < 2**31, "train.seed", "in [0, 2³¹)")
+
+
+def validate_finetune(config: FinetuneConfig) -> None:
+    """Checks every field.
+
+    Raises:
+        ConfigError: one line that names the field, its value and what is allowed.
+    """
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}={getattr(config, name)!r}: must be {allowed}")
+
+    check(bool(config.init_from), "init_from", "the workdir of a pre-training run")
+    check(bool(config.task), "task", "a GLUE task such as MRPC, or tsv:FILE")
+    check(config.select in SELECTS, "select", "one of " + ", ".join(SELECTS))
+    check(config.notes in FINETUNE_NOTES, "notes", "one of " + ", ".join(FINETUNE_NOTES))
+    check(config.grid in GRIDS, "grid", "one of " + ", ".join(GRIDS))
+    rates = config.learning_rates
+    check(len(rates) > 0 and all(rate > 0 for rate in rates), "learning_rates", "one or more numbers above 0")
+    for name in ("seeds", "batch_size"):
+        check(getattr(config, name) >= 1, name, "at least 1")
+    for name in ("step", "epochs", "weight_decay", "clip_norm", "at_once"):
+        check(getattr(config, name) >= 0, name, "0 or more")
+    check(config.max_length >= 8, "max_length", "at least 8")
+    for name in ("warmup", "dropout", "attention_dropout"):
+        check(0 <= getattr(config, name) < 1, name, "in [0, 1)")

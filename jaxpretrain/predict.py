@@ -4,15 +4,15 @@
     python -m jaxpretrain.predict --workdir runs/tupe-tiny --embed "One sentence." "Another one."
     python -m jaxpretrain.predict --workdir runs/tnf-tiny --notes "algorithm"
     python -m jaxpretrain.predict --workdir runs/mcbert-tiny --quiz "Returns the length of the list."
+    python -m jaxpretrain.predict --workdir runs/tupe-tiny/finetuned/MRPC rows.tsv
 
-Without sentences as arguments it reads them from standard input, one a line.
+Without sentences as arguments it reads them from standard input, one a line. A fine-tuned model labels the rows of a
+tab-separated file with a header.
 """
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,15 +23,15 @@ from etils import epath
 from jax import Array
 
 from jaxpretrain import cli
-from jaxpretrain.config import Config, ConfigError
-from jaxpretrain.data import rare_words
-from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
-from jaxpretrain.objectives import Objective, build
+from jaxpretrain.config import ConfigError, max_positions
+from jaxpretrain.data.tokenizer import MASK, NEITHER, Tokenizer
+from jaxpretrain.evaluation import finetuned
+from jaxpretrain.evaluation.finetuned import Finetuned, label
+from jaxpretrain.evaluation.finetuning import predictions
+from jaxpretrain.evaluation.tasks import read_rows
+from jaxpretrain.evaluation.trained import MASK_TEXT, Trained, batches, embed, load_run, to_ids
 from jaxpretrain.objectives.mcbert import MCBERT
-from jaxpretrain.training.checkpoint import restore_params
-from jaxpretrain.training.workdir import read_config
-
-MASK_TEXT = "[MASK]"
+from jaxpretrain.training.workdir import notes_of_run
 
 TOP = flags.DEFINE_integer("top", 5, "Pieces shown for each [MASK].", lower_bound=1)
 EMBED = flags.DEFINE_bool("embed", False, "Print sentence vectors (mean of the last layer) instead of filling masks.")
@@ -43,82 +43,9 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; default the best o
 BATCH = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", lower_bound=1)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A trained model, its tokenizer and where it came from."""
-
-    config: Config
-    tokenizer: Tokenizer
-    objective: Objective
-    params: Any
-    step: int
-
-
-def load_run(workdir: epath.PathLike, step: int | None = None) -> Loaded:
-    """The model of a run.
-
-    Args:
-        workdir: the run's folder.
-        step: a checkpoint; None: the best one by evaluation, else the newest.
-
-    Raises:
-        ConfigError: there is no run in the folder.
-        CheckpointError: it has no intact checkpoint.
-    """
-    workdir = epath.Path(workdir)
-    config = read_config(workdir)
-    if config is None:
-        raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
-    tokenizer = Tokenizer.load(str(workdir))
-    stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
-    objective = build(config, tokenizer.vocab_size)
-    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
-    structure = jax.tree.structure(jax.eval_shape(objective.init, jax.random.key(0)))
-    params = jax.tree.unflatten(structure, map(jnp.asarray, jax.tree.leaves(stored)))
-    return Loaded(config, tokenizer, objective, params, found)
-
-
-def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
-    """`[CLS] … [SEP]`, cut at `limit`; each typed [MASK] becomes the special piece."""
-    parts = [tokenizer.encode(part).tolist() for part in text.split(MASK_TEXT)]
-    ids = parts[0]
-    for part in parts[1:]:
-        ids = [*ids, MASK, *part]
-    return [CLS, *ids[: limit - 2], SEP]
-
-
-def batches(rows: Sequence[list[int]], size: int, limit: int) -> list[np.ndarray]:
-    """Rows padded to a power of two (or the limit), `size` at a time, so that few shapes are compiled."""
-    out = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        length = min(limit, 1 << max(len(row) - 1 for row in part).bit_length())
-        tokens = np.full((len(part), length), PAD, np.int32)
-        for i, row in enumerate(part):
-            tokens[i, : len(row)] = row
-        out.append(tokens)
-    return out
-
-
-def encoder_of(run: Loaded) -> Callable[[np.ndarray], Array]:
-    """Tokens [B, T] → contextual vectors [B, T, hidden]."""
-    objective = run.objective
-
-    @jax.jit
-    def encode(tokens: Array) -> Array:
-        return objective.encoder.apply(objective.main(run.params), tokens, padding=tokens == PAD)
-
-    return encode
-
-
-def max_length(run: Loaded) -> int:
-    """Tokens that the model has positions for."""
-    return run.config.model.max_positions or run.config.data.sequence_length
-
-
-def fill_masks(run: Loaded, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
+def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
     """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
-    rows = [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
+    rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
 
     @jax.jit
     def best(tokens: Array, positions: Array) -> tuple[Array, Array]:
@@ -127,7 +54,7 @@ def fill_masks(run: Loaded, texts: Sequence[str], top: int = 5, batch_size: int 
         return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
 
     answers: list[list[dict[str, float]]] = []
-    for tokens in batches(rows, batch_size, max_length(run)):
+    for tokens in batches(rows, batch_size, max_positions(run.config)):
         masks = [np.flatnonzero(row == MASK) for row in tokens]
         positions = np.zeros((len(tokens), max(1, *map(len, masks))), np.int32)
         for row, found in zip(positions, masks, strict=True):
@@ -153,43 +80,26 @@ def shown(tokenizer: Tokenizer, piece: int) -> str:
     return f"-{bare}" if bare == text and text.isalnum() else bare
 
 
-def embed(run: Loaded, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
-    """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
-    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_length(run)) for text in texts]
-    found = []
-    for tokens in batches(rows, batch_size, max_length(run)):
-        here = jnp.asarray((tokens != PAD) & (tokens != CLS) & (tokens != SEP), jnp.float32)
-        vectors = encode(tokens).astype(jnp.float32)
-        found.append(np.asarray((vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)))
-    return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
-
-
 def nearest_notes(workdir: epath.PathLike, words: Sequence[str], top: int, step: int | None = None) -> list[dict]:
     """For each word, those whose notes have the largest cosine with its own.
 
     Raises:
         ConfigError: the run has no notes, or no note for a word.
     """
-    path = epath.Path(workdir) / rare_words.FILE_NAME
-    if not path.exists():
-        raise ConfigError(f"--workdir={workdir}: a run without notes (notes.enabled)")
-    known = rare_words.read(Path(path))
-    notes, _ = restore_params(epath.Path(workdir) / "checkpoints", "best" if step is None else step, subtree="notes")
-    written = notes["written"][: len(known)] >= 0
-    table = notes["table"][: len(known)]
+    known, table, written = notes_of_run(workdir, step)
     table = table / np.maximum(np.linalg.norm(table, axis=-1, keepdims=True), 1e-12)
     rows = {word: row for row, word in enumerate(known)}
     found = []
     for word in words:
         if word not in rows:
-            raise ConfigError(f"{word!r} is not among the {len(known):,} rare words of {path}")
-        cosine = np.where(written, table @ table[rows[word]], -1.0)
+            raise ConfigError(f"{word!r} is not among the {len(known):,} rare words of {workdir}")
+        cosine = np.where(written >= 0, table @ table[rows[word]], -1.0)
         nearest = [i for i in np.argsort(-cosine) if i != rows[word]][:top]
         found.append({"word": word, "nearest": {known[i]: float(cosine[i]) for i in nearest}})
     return found
 
 
-def quiz(run: Loaded, text: str, seed: int = 0) -> list[dict[str, Any]]:
+def quiz(run: Trained, text: str, seed: int = 0) -> list[dict[str, Any]]:
     """A sentence's questions: at each position the piece shown, the candidates, the answer and the model's choice.
 
     Raises:
@@ -198,7 +108,7 @@ def quiz(run: Loaded, text: str, seed: int = 0) -> list[dict[str, Any]]:
     objective, tokenizer = run.objective, run.tokenizer
     if not isinstance(objective, MCBERT):
         raise ConfigError(f"--quiz: objective.name={run.config.objective.name!r} sets no questions; mcbert does")
-    tokens = jnp.asarray([to_ids(tokenizer, text, max_length(run))])
+    tokens = jnp.asarray([to_ids(tokenizer, text, max_positions(run.config))])
     batch = {"tokens": tokens, "rows": jnp.zeros(1, jnp.int32)}
     questions, scores = jax.device_get(objective.quiz(run.params, batch, jax.random.key(seed)))
     chosen = scores.argmax(-1)
@@ -218,6 +128,41 @@ def quiz(run: Loaded, text: str, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def label_rows(model: Finetuned, path: str) -> list[dict[str, Any]]:
+    """A fine-tuned model's answers to the rows of a file: `label` and `probabilities`, or the `score` of a regression.
+
+    Raises:
+        ConfigError: a bad row, with its line number.
+    """
+    task = model.finetuner.task
+    examples = read_rows(path, task)
+    outputs = label(model, examples)
+    answers = predictions(outputs, task)
+    found: list[dict[str, Any]] = []
+    for number, texts, answer, scores in zip(examples.ids, examples.texts, answers, outputs, strict=True):
+        row: dict[str, Any] = {"id": number, "text": list(texts)}
+        if task.classes:
+            shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            shown_shares = {name: float(share) for name, share in zip(task.classes, shares, strict=True)}
+            row |= {"label": task.classes[answer], "probabilities": shown_shares}
+        else:
+            row["score"] = float(answer)
+        found.append(row)
+    return found
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Tab-separated: id, label and its probability, or id and score."""
+    if rows and "score" in rows[0]:
+        print("id\tscore")
+        for row in rows:
+            print(f"{row['id']}\t{row['score']:.4f}")
+        return
+    print("id\tlabel\tprobability")
+    for row in rows:
+        print(f"{row['id']}\t{row['label']}\t{row['probabilities'][row['label']]:.4f}")
+
+
 def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:
     """The questions as a table; where the controller changed a piece, it is marked."""
     print(text)
@@ -230,9 +175,20 @@ def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Answers about the sentences given."""
-    texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
     if cli.WORKDIR.value is None:
         raise ConfigError("--workdir is missing: a folder that jaxpretrain.train wrote")
+    if (epath.Path(cli.WORKDIR.value) / finetuned.FILE_NAME).exists():
+        if len(argv) < 2:
+            raise ConfigError("a fine-tuned model labels the rows of a file: predict --workdir … FILE.tsv")
+        model = finetuned.load_finetuned(cli.WORKDIR.value)
+        for path in argv[1:]:
+            rows = label_rows(model, path)
+            if JSON.value:
+                print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+            else:
+                print_rows(rows)
+        return
+    texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
     if NOTES.value:
         for found in nearest_notes(cli.WORKDIR.value, texts, TOP.value, STEP.value):
             line = "   ".join(f"{word} {cosine:.2f}" for word, cosine in found["nearest"].items())

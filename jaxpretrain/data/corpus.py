@@ -335,6 +335,8 @@ def _cut_records(value: str, unit_bytes: int) -> Iterator[Records]:
 
 def _prepare_data_set(builder: Any, name: str) -> None:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     if builder.is_prepared():
         return
@@ -350,7 +352,7 @@ def _prepare_data_set(builder: Any, name: str) -> None:
         builder.download_and_prepare()
     except ImportError as error:
         raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {_first_line(error)}") from error
-    except OSError as error:  # no network is one too
+    except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
         raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {_first_line(error)}") from error
 
 

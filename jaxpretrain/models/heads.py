@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
+from jaxpretrain.models.dropout import dropout
 
 
 class MLMHead(nn.Module):
@@ -59,6 +60,25 @@ class DiscriminatorHead(nn.Module):
         x = nn.Dense(self.config.hidden, kernel_init=init, dtype=self.dtype, name="dense")(x)
         x = jax.nn.gelu(x, approximate=False)
         x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="score")(x)[..., 0]
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class ClassifierHead(nn.Module):
+    """The vector at [CLS] to a score per class, or to one number: dense, tanh, dense, with dropout before each."""
+
+    config: ModelConfig
+    outputs: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, key: Array | None) -> Array:
+        """x [hidden] → float32 (at least) [outputs]; no dropout without `key`."""
+        init = nn.initializers.normal(self.config.initializer_range)
+        keys = [None] * 2 if key is None else list(jax.random.split(key))
+        x = dropout(x, self.config.dropout, keys[0])
+        x = jnp.tanh(nn.Dense(self.config.hidden, kernel_init=init, dtype=self.dtype, name="dense")(x))
+        x = dropout(x, self.config.dropout, keys[1])
+        x = nn.Dense(self.outputs, kernel_init=init, dtype=self.dtype, name="out")(x)
         return x.astype(jnp.promote_types(self.dtype, jnp.float32))
 
 

@@ -125,6 +125,15 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     return _parse(epath.Path(workdir) / METRICS)
 
 
+def add_to_lines(workdir: epath.PathLike, values: Mapping[int, Mapping[str, Any]]) -> None:
+    """Adds numbers to the steps of a run that does not train now; a step without a line gets one."""
+    lines = {line["step"]: line for line in read(workdir)}
+    for step, numbers in values.items():
+        of_step = lines.get(step, {"step": step})
+        lines[step] = of_step | {name: _number(value) for name, value in numbers.items()}
+    _replace(epath.Path(workdir) / METRICS, b"".join(_encode(lines[step]) for step in sorted(lines)))
+
+
 def _parse(path: epath.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []

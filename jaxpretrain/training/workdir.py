@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
@@ -126,6 +127,28 @@ def params_of_run(workdir: str, like: Any) -> Any:
         jax.tree.structure(like),
         [jax.device_put(found[name].astype(x.dtype), x.sharding) for name, x in wanted.items()],
     )
+
+
+def notes_of_run(workdir: epath.PathLike, step: int | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What a run has noted down.
+
+    Args:
+        workdir: the run's folder.
+        step: a checkpoint; None: the best one by evaluation, else the newest.
+
+    Returns:
+        The N rare words; their notes, float32 [N, H]; and the step each was last written at, int32 [N], -1: never.
+
+    Raises:
+        ConfigError: the run has no notes.
+        CheckpointError: it has no intact checkpoint.
+    """
+    path = epath.Path(workdir) / rare_words.FILE_NAME
+    if not path.exists():
+        raise ConfigError(f"--workdir={workdir}: a run without notes (notes.enabled)")
+    words = rare_words.read(Path(path))
+    notes, _ = restore_params(epath.Path(workdir) / "checkpoints", "best" if step is None else step, subtree="notes")
+    return words, notes["table"][: len(words)], notes["written"][: len(words)]  # the table may have more, to divide
 
 
 def _leaves(tree: Any) -> list[tuple[Any, Any]]:

@@ -9,21 +9,24 @@ from typing import Any
 import pytest
 
 from jaxpretrain.config import (
+    FREE_IN_GRID,
     FREE_ON_RESUME,
     SIZES,
     Config,
     ConfigError,
+    FinetuneConfig,
     changed_fields,
     flatten,
     from_dict,
     sized,
     to_dict,
     validate,
+    validate_finetune,
     workdir_name,
 )
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text())
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized(" in path.read_text())  # of `train`
 
 
 def recipe(name: str, size: str = "tiny") -> Config:
@@ -98,6 +101,25 @@ def test_base_is_the_papers_run():
         "objective.random_share": 0.1,
     }
     assert {name: flat[name] for name in paper} == paper
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_recipe_of_fine_tuning(size: str):
+    config = recipe("glue", size)
+    assert isinstance(config, FinetuneConfig)
+    config.init_from, config.task = "runs/x", "MRPC"
+    validate_finetune(config)
+    assert from_dict(json.loads(json.dumps(to_dict(config))), FinetuneConfig) == config
+    assert {name for name in FREE_IN_GRID} <= set(flatten(config))
+    grown = dataclasses.replace(config, seeds=9, learning_rates=(1.0,))
+    assert changed_fields(config, grown) == []
+    assert changed_fields(config, dataclasses.replace(config, epochs=3)) == ["epochs: 0 → 3"]
+
+
+def test_the_papers_protocol_of_fine_tuning():
+    config = recipe("glue", "base")
+    assert config.learning_rates == (2e-5, 3e-5, 4e-5, 5e-5)
+    assert (config.seeds, config.batch_size, config.warmup, config.weight_decay) == (5, 32, 0.06, 0.01)
 
 
 # --- names and files ---

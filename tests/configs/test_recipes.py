@@ -17,7 +17,7 @@ from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "get_config" in path.read_text())
+RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized(" in path.read_text())  # of `train`
 VOCAB = 208
 FAST = {"xla_backend_optimization_level": 0}
 

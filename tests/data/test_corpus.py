@@ -181,7 +181,9 @@ def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_sets(tfds_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_folder))
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tfds_folder))  # the variable is read at import
 
 
 @pytest.mark.parametrize("name", ["tales", "reviews", "tales@train", "tales:1.0.0"])

@@ -1,0 +1,327 @@
+"""Learning curves of runs, and how many times less one method needs than another to get as far.
+
+A method is a group of runs whose configs differ in nothing but `train.seed`. The baseline's final value is the target;
+a method's factor is what the baseline spent until it was there for good, divided by what the method spent: in steps,
+tokens, FLOPs and seconds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten
+from jaxpretrain.training import metrics
+from jaxpretrain.training.workdir import read_config
+
+AXES = ("step", "tokens", "flops", "seconds")
+SMOOTHING = 0.04  # of a curve's points: the window of the moving average
+LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability", "glue")
+MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
+
+# These shape the result or what is measured, although a run may resume under another value.
+_FREE = {*FREE_ON_RESUME, "train.seed"} - {"train.steps", "init_from", "eval.examples"}
+# These change the held-out text, its pieces or the masks.
+_OF_HELD_OUT = (
+    "data.source",
+    "data.sequence_length",
+    "data.vocab_size",
+    "data.lowercase",
+    "data.tokenizer",
+    "data.tokenizer_type",
+    "data.held_out",
+    "objective.mask_rate",
+    "objective.mask_share",
+    "objective.random_share",
+    "eval.examples",
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of a run, float64 [P] each, and what the run had spent by then.
+
+    Attributes:
+        step: steps taken.
+        tokens: tokens seen.
+        flops: floating-point operations of the forward and backward passes.
+        seconds: of training, without compilation and evaluation.
+        value: the metric.
+    """
+
+    step: np.ndarray
+    tokens: np.ndarray
+    flops: np.ndarray
+    seconds: np.ndarray
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        label: what sets the method apart from the others.
+        runs: the folders.
+        configs: one per run.
+        curves: one per run, at the steps that all of them measured.
+    """
+
+    label: str
+    runs: tuple[str, ...]
+    configs: tuple[Config, ...]
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number measured once per seed.
+
+    Attributes:
+        values: one per seed; None: not reached.
+        mean: None where one of them is.
+        low: lower end of the interval over seeds: the lowest of fewer than five, else of a 95 % bootstrap of the mean.
+        high: upper end.
+    """
+
+    values: tuple[float | None, ...]
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def read_curve(workdir: epath.PathLike, metric: str) -> Curve:
+    """The values of a metric that a run has measured so far, as in `metrics.jsonl`, without those that are not finite.
+
+    Raises:
+        ConfigError: no run in the folder, or it has no such metric.
+    """
+    lines = _lines(workdir)
+    names = ("step", "total/tokens", "total/flops", "total/seconds", metric)
+    points = [[line.get(name) for name in names] for line in lines]
+    points = [point for point in points if all(map(_finite, point))]
+    if not points:
+        measured = sorted({name for line in lines for name in line if name.startswith("eval/")})
+        there = ", ".join(measured) or "nothing held out yet"
+        raise ConfigError(f"{workdir}: --metric={metric} has no value there; measured: {there}")
+    return Curve(*np.array(points, np.float64).T)
+
+
+def read_series(workdir: epath.PathLike, names: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Those of the metrics that a run has, on the steps at which one of them was measured; NaN where another was not.
+
+    Raises:
+        ConfigError: no run in the folder.
+    """
+    lines = [line for line in _lines(workdir) if any(name in line for name in names)]
+    numbers = {n: np.array([line[n] if _finite(line.get(n)) else np.nan for line in lines], float) for n in names}
+    found = {name: values for name, values in numbers.items() if np.isfinite(values).any()}
+    return np.array([line["step"] for line in lines], int), found
+
+
+def read_methods(workdirs: Sequence[str], metric: str) -> list[Method]:
+    """Groups runs into methods, in the order of their first runs.
+
+    Raises:
+        ConfigError: a folder without a run or without the metric, or seeds that were measured at no common step.
+    """
+    groups: dict[tuple, list[tuple[str, Config]]] = {}
+    for workdir in dict.fromkeys(workdirs):
+        config = config_of(workdir)
+        key = tuple((name, str(value)) for name, value in flatten(config).items() if name not in _FREE)
+        groups.setdefault(key, []).append((workdir, config))
+    found = []
+    for label, group in zip(labels([group[0][1] for group in groups.values()]), groups.values(), strict=True):
+        runs, configs = zip(*group, strict=True)
+        found.append(Method(label, runs, configs, _at_common_steps([read_curve(run, metric) for run in runs], runs)))
+    return found
+
+
+def config_of(workdir: epath.PathLike) -> Config:
+    """The config of a run.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    config = read_config(epath.Path(workdir))
+    if config is None:
+        raise ConfigError(f"{workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
+    return config
+
+
+def labels(configs: Sequence[Config]) -> list[str]:
+    """Names for methods: their recipes', where these tell them apart, else the fields that differ.
+
+    Where many fields differ between recipes, each label is the recipe's name and what differs within the recipe.
+    """
+    names = [config.name for config in configs]
+    if len(set(names)) == len(names):
+        return names
+    differing = _differing(configs)
+    if len(differing) <= 2:
+        return [_described(config, differing) for config in configs]
+    within = {name: _differing([config for config in configs if config.name == name]) for name in names}
+    return [f"{config.name} {_described(config, within[config.name])}".strip() for config in configs]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is a loss, by its name.
+
+    Raises:
+        ConfigError: the name tells nothing.
+    """
+    known = dict.fromkeys(LOWER, True) | dict.fromkeys(HIGHER, False)
+    for word, lower in known.items():
+        if word in metric:
+            return lower
+    raise ConfigError(f"--metric={metric}: is less or more of it better? It can be one with {', '.join(known)}")
+
+
+def smoothed(curve: Curve) -> Curve:
+    """A centred moving average of the value, over 4 % of the points: none below 50 of them, three from there on.
+
+    A wider window would round the knee of a curve, and move the place where it crosses a target. Towards either end the
+    window shrinks on both sides: the last value of a falling curve would else be an average with what came before, and
+    every factor too large.
+    """
+    count = len(curve.value)
+    halves = [min(int(count * SMOOTHING / 2), i, count - 1 - i) for i in range(count)]
+    return replace(curve, value=np.array([curve.value[i - h : i + h + 1].mean() for i, h in enumerate(halves)]))
+
+
+def mean_curve(method: Method) -> Curve:
+    """The mean over seeds, of values and of what was spent."""
+    return Curve(*(np.mean([getattr(c, name) for c in method.curves], 0) for name in (*AXES, "value")))
+
+
+def first_reach(curve: Curve, target: float, axis: str, lower: bool = True) -> float | None:
+    """What was spent when a curve first was at least as good as `target` and then never worse again.
+
+    Args:
+        curve: smoothed.
+        target: a value of the metric.
+        axis: one of `AXES`.
+        lower: lower is better.
+
+    Returns:
+        In the unit of the axis, interpolated between points; the first point, where that is as good already; None where
+        the last one is not.
+    """
+    x, gap = getattr(curve, axis), (curve.value - target) * (1 if lower else -1)
+    worse = np.flatnonzero(gap > 0)
+    if len(worse) == 0:
+        return float(x[0])
+    last = worse[-1]
+    if last == len(x) - 1:
+        return None
+    share = gap[last] / (gap[last] - gap[last + 1])
+    return float(x[last] + share * (x[last + 1] - x[last]))
+
+
+def target_of(baseline: Method) -> float:
+    """The baseline's final value: the mean over its seeds, smoothed."""
+    return float(smoothed(mean_curve(baseline)).value[-1])
+
+
+def factors(methods: Sequence[Method], baseline: Method, metric: str) -> dict[str, dict[str, Estimate]]:
+    """How many times less each method needs, by label and axis, to get where the baseline's mean curve ends.
+
+    What the baseline spent until it was there (all, unless it went past and came back) is divided by what the method
+    did, the mean over its seeds: a mean of the seeds' own factors would grow with their noise. The baseline's factor is
+    1 by definition.
+    """
+    lower, target, reference = lower_is_better(metric), target_of(baseline), smoothed(mean_curve(baseline))
+    table: dict[str, dict[str, Estimate]] = {}
+    for method in methods:
+        table[method.label] = {}
+        for axis in AXES:
+            needed = first_reach(reference, target, axis, lower)
+            assert needed is not None  # it ends on its own target
+            reached = [first_reach(smoothed(curve), target, axis, lower) for curve in method.curves]
+            spent = estimate([needed] * len(reached) if method is baseline else reached)
+            mean, most, least = (None if x is None else needed / x for x in (spent.mean, spent.low, spent.high))
+            values = tuple(None if x is None else needed / x for x in spent.values)
+            table[method.label][axis] = Estimate(values, mean, least, most)
+    return table
+
+
+def final_values(method: Method) -> Estimate:
+    """The smoothed value at the last step that all seeds have."""
+    return estimate([float(smoothed(curve).value[-1]) for curve in method.curves])
+
+
+def estimate(values: Sequence[float | None]) -> Estimate:
+    """Mean and interval over seeds."""
+    known = np.array([value for value in values if value is not None])
+    if len(known) < len(values):
+        return Estimate(tuple(values))
+    low, high = known.min(), known.max()
+    if len(known) >= MANY_SEEDS:
+        draws = np.random.default_rng(0).choice(known, (10_000, len(known)))  # the same interval every time
+        low, high = np.quantile(draws.mean(1), (0.025, 0.975))
+    return Estimate(tuple(values), float(known.mean()), float(low), float(high))
+
+
+def caveats(methods: Sequence[Method], metric: str) -> list[str]:
+    """What stands against comparing these runs by this metric, a sentence each."""
+    configs = [method.configs[0] for method in methods]
+    differing, found = _differing(configs), []
+    apart = [name for name in differing if name in _OF_HELD_OUT]
+    if apart and metric.startswith("eval/"):
+        found.append(
+            f"{', '.join(apart)} differ{'s' if len(apart) == 1 else ''} between the methods: their held-out texts, "
+            "pieces or masks are not the same, and the values do not compare."
+        )
+    if "objective.name" in differing and "mlm" in metric:
+        found.append(f"{metric} is the whole model's in MLM, but the small second network's in ELECTRA and MC-BERT.")
+    elif len(methods) > 1 and ("choice" in metric or "discriminator" in metric):
+        found.append(f"{metric}: each method's second network sets its own questions, harder or easier ones.")
+    if "train.steps" in differing:
+        found.append("train.steps differs, and with it the schedule of the learning rate.")
+    for method in methods:
+        planned, last = method.configs[0].train.steps, int(method.curves[0].step[-1])
+        if last < planned:
+            found.append(f"{method.label}: read up to step {last:,} of {planned:,}; one of its runs is not finished.")
+    return found
+
+
+def _lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    lines = metrics.read(workdir)
+    if not lines:
+        raise ConfigError(f"{workdir}: no {metrics.METRICS} there that could be read; has a run logged anything yet?")
+    return lines
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _at_common_steps(curves: Sequence[Curve], runs: Sequence[str]) -> tuple[Curve, ...]:
+    steps = reduce(np.intersect1d, [curve.step for curve in curves])
+    if len(steps) == 0:
+        raise ConfigError(f"{', '.join(runs)}: the same but for the seed, yet measured at no common step")
+    chosen = [np.isin(curve.step, steps) for curve in curves]
+    return tuple(
+        Curve(*(getattr(curve, name)[rows] for name in (*AXES, "value")))
+        for curve, rows in zip(curves, chosen, strict=True)
+    )
+
+
+def _differing(configs: Sequence[Config]) -> list[str]:
+    flat = [flatten(config) for config in configs]
+    return [name for name in flat[0] if name not in _FREE and any(f[name] != flat[0][name] for f in flat)]
+
+
+def _described(config: Config, fields: Sequence[str]) -> str:
+    """`position=tupe_r, notes=True`: fields without their room, unless the name then says too little."""
+    flat, parts = flatten(config), []
+    leaves = [name.rsplit(".", 1)[-1] for name in flat]
+    for name in fields:
+        short = name.removesuffix(".enabled")
+        leaf = short.rsplit(".", 1)[-1]
+        parts.append(f"{leaf if leaves.count(leaf) <= 1 else short}={flat[name]}")
+    return ", ".join(parts)

@@ -1,0 +1,179 @@
+"""The folder of a fine-tuning: what was asked, what came of each trial, and the best model."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxpretrain.config import Config, ConfigError, FinetuneConfig, changed_fields, from_dict, max_positions, to_dict
+from jaxpretrain.data import rare_words
+from jaxpretrain.data.tokenizer import Tokenizer
+from jaxpretrain.evaluation.finetuning import Finetuner, Result, Trial, all_outputs, for_one
+from jaxpretrain.evaluation.labelled import bucketed
+from jaxpretrain.evaluation.tasks import Examples, Task
+from jaxpretrain.notes import Notes
+from jaxpretrain.training.checkpoint import Checkpointer, restore_params
+
+FILE_NAME = "finetuned.json"
+TRIALS = "trials.jsonl"
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A fine-tuned model."""
+
+    finetuner: Finetuner
+    tokenizer: Tokenizer
+    rare: list[str]  # words that have notes
+    params: Any
+    notes: Notes | None
+
+
+def describe(workdir: epath.Path, finetuner: Finetuner, tokenizer: Tokenizer, rare: list[str]) -> None:
+    """Writes what `load_finetuned` needs besides the checkpoint, or checks that it is the same.
+
+    Raises:
+        ConfigError: naming the fields that differ; nothing is overwritten.
+    """
+    path = workdir / FILE_NAME
+    if path.exists():
+        known = _read(workdir)
+        differing = changed_fields(known.config, finetuner.config)
+        if differing:
+            raise ConfigError(
+                f"{workdir} holds a fine-tuning with another config ({'; '.join(differing)}): give another --workdir"
+            )
+        if known.steps != finetuner.steps or known.task != finetuner.task:
+            raise ConfigError(f"{workdir}: the task's rows are not those of its first trials: give another --workdir")
+    about = {
+        "config": to_dict(finetuner.config),
+        "run": to_dict(finetuner.run),
+        "vocab_size": finetuner.vocab_size,
+        "task": asdict(finetuner.task),
+        "steps": finetuner.steps,
+    }
+    tokenizer.save(str(workdir))
+    if rare:
+        (workdir / rare_words.FILE_NAME).write_text("".join(f"{word}\t0\n" for word in rare), encoding="utf-8")
+    temporary = workdir / f"{FILE_NAME}.tmp"
+    temporary.write_text(json.dumps(about, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _read(workdir: epath.Path) -> Finetuner:
+    path = workdir / FILE_NAME
+    try:
+        about = json.loads(path.read_text())
+        return Finetuner(
+            from_dict(about["config"], FinetuneConfig),
+            from_dict(about["run"], Config),
+            about["vocab_size"],
+            from_dict(about["task"], Task),
+            about["steps"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): fine-tune anew in another --workdir") from error
+
+
+def read_trials(workdir: epath.Path) -> list[Result]:
+    """The trials that are done; a last line that was cut off does not count."""
+    path = workdir / TRIALS
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:  # stopped while it was written: that trial runs again
+            continue
+        found.append(
+            Result(
+                values["learning_rate"],
+                values["seed"],
+                values["epoch"],
+                values["scores"],
+                values["last"],
+                values["finite"],
+            )
+        )
+    return found
+
+
+def write_trials(workdir: epath.Path, task: Task, results: list[Result]) -> None:
+    """Writes all trials, a JSON object a line; whole or not at all."""
+    lines = [
+        json.dumps(
+            {
+                "task": task.name,
+                "learning_rate": result.rate,
+                "seed": result.seed,
+                "epoch": result.epoch,
+                "scores": result.scores,
+                "last": result.last,
+                "finite": result.finite,
+            }
+        )
+        for result in results
+    ]
+    temporary = workdir / f"{TRIALS}.tmp"
+    temporary.write_text("".join(line + "\n" for line in lines))
+    temporary.replace(workdir / TRIALS)
+
+
+def save_best(workdir: epath.Path, number: int, params: Any, notes: Notes | None, score: float) -> None:
+    """Keeps a trial's model, if it is the best so far.
+
+    Args:
+        workdir: of the fine-tuning.
+        number: of the trial, from 1.
+        params: of encoder and head.
+        notes: of the run, where they are kept.
+        score: on the dev rows.
+    """
+    checkpoints = Checkpointer(workdir / "checkpoints", keep=1, keep_best=True)
+    state = {"params": params} | ({} if notes is None else {"notes": {"table": notes.table, "written": notes.written}})
+    checkpoints.save(number, state, {}, metric=-score)
+    checkpoints.close()
+
+
+def load_finetuned(workdir: epath.PathLike) -> Finetuned:
+    """The best model of a fine-tuning.
+
+    Raises:
+        ConfigError: there is none in the folder.
+        CheckpointError: its checkpoint is missing or damaged.
+    """
+    workdir = epath.Path(workdir)
+    if not (workdir / FILE_NAME).exists():
+        raise ConfigError(f"--workdir={workdir}: no {FILE_NAME} there; give a folder that jaxpretrain.finetune wrote")
+    finetuner = _read(workdir)
+    tokenizer = Tokenizer.load(str(workdir))
+    stored, _ = restore_params(workdir / "checkpoints", "best")
+    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    fresh = jax.eval_shape(
+        lambda seed: {
+            "encoder": finetuner.encoder.init(jax.random.key(seed)),
+            "head": finetuner.head.init(jax.random.key(seed), jnp.zeros(finetuner.run.model.hidden), None)["params"],
+        },
+        scalar,
+    )
+    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
+    params = jax.tree.unflatten(jax.tree.structure(fresh), map(jnp.asarray, jax.tree.leaves(stored)))
+    notes, rare = None, []
+    if finetuner.config.notes != "drop":
+        values, _ = restore_params(workdir / "checkpoints", "best", subtree="notes")
+        notes = Notes(jnp.asarray(values["table"]), jnp.asarray(values["written"]))
+        rare = rare_words.read(workdir / rare_words.FILE_NAME)  # type: ignore[arg-type]
+    return Finetuned(finetuner, tokenizer, rare, params, notes)
+
+
+def label(model: Finetuned, examples: Examples) -> np.ndarray:
+    """The model's scores for rows, float32 [N, classes], or [N, 1] of a regression."""
+    finetuner = model.finetuner
+    limit = min(finetuner.config.max_length, max_positions(finetuner.run))
+    buckets = bucketed(examples, model.tokenizer, model.rare, limit, regression=not finetuner.task.classes)
+    one = Trial(model.params, None, model.notes, *(jnp.zeros(()) for _ in range(3)))
+    one = jax.tree.map(lambda x: x[None], one)
+    return all_outputs(jax.jit(for_one(finetuner.predict, (0, None, None))), one, buckets)[0]

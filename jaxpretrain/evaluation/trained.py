@@ -1,0 +1,98 @@
+"""A trained model: read from a run's folder, and put to work on texts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax import Array
+
+from jaxpretrain.config import Config, ConfigError, max_positions
+from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from jaxpretrain.objectives import Objective, build
+from jaxpretrain.training.checkpoint import restore_params
+from jaxpretrain.training.workdir import read_config
+
+MASK_TEXT = "[MASK]"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, its tokenizer and where it came from."""
+
+    config: Config
+    tokenizer: Tokenizer
+    objective: Objective
+    params: Any
+    step: int
+
+
+def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
+    """The model of a run.
+
+    Args:
+        workdir: the run's folder.
+        step: a checkpoint; None: the best one by evaluation, else the newest.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+        CheckpointError: it has no intact checkpoint.
+    """
+    workdir = epath.Path(workdir)
+    config = read_config(workdir)
+    if config is None:
+        raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
+    tokenizer = Tokenizer.load(str(workdir))
+    stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
+    objective = build(config, tokenizer.vocab_size)
+    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
+    structure = jax.tree.structure(jax.eval_shape(objective.init, jax.random.key(0)))
+    params = jax.tree.unflatten(structure, map(jnp.asarray, jax.tree.leaves(stored)))
+    return Trained(config, tokenizer, objective, params, found)
+
+
+def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """`[CLS] … [SEP]`, cut at `limit`; each typed [MASK] becomes the special piece."""
+    parts = [tokenizer.encode(part).tolist() for part in text.split(MASK_TEXT)]
+    ids = parts[0]
+    for part in parts[1:]:
+        ids = [*ids, MASK, *part]
+    return [CLS, *ids[: limit - 2], SEP]
+
+
+def batches(rows: Sequence[list[int]], size: int, limit: int) -> list[np.ndarray]:
+    """Rows padded to a power of two (or the limit), `size` at a time, so that few shapes are compiled."""
+    out = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        length = min(limit, 1 << max(len(row) - 1 for row in part).bit_length())
+        tokens = np.full((len(part), length), PAD, np.int32)
+        for i, row in enumerate(part):
+            tokens[i, : len(row)] = row
+        out.append(tokens)
+    return out
+
+
+def encoder_of(run: Trained) -> Callable[[np.ndarray], Array]:
+    """Tokens [B, T] → contextual vectors [B, T, hidden]."""
+    objective = run.objective
+
+    @jax.jit
+    def encode(tokens: Array) -> Array:
+        return objective.encoder.apply(objective.main(run.params), tokens, padding=tokens == PAD)
+
+    return encode
+
+
+def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+    """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
+    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
+    found = []
+    for tokens in batches(rows, batch_size, max_positions(run.config)):
+        here = jnp.asarray((tokens != PAD) & (tokens != CLS) & (tokens != SEP), jnp.float32)
+        vectors = encode(tokens).astype(jnp.float32)
+        found.append(np.asarray((vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)))
+    return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)

@@ -1,0 +1,156 @@
+"""Fine-tuning from a run on rows of one's own: trials, resuming, the best model at work, mistakes in one line."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxpretrain.config import ConfigError, FinetuneConfig, validate_finetune
+from jaxpretrain.evaluation import finetuned
+from jaxpretrain.evaluation.finetuned import load_finetuned
+from jaxpretrain.evaluation.tasks import load
+from jaxpretrain.finetune import finetune
+from jaxpretrain.predict import label_rows
+from jaxpretrain.training.metrics import read
+
+
+@pytest.fixture(scope="module")
+def rows(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences; the label says whether one has the first word of the text."""
+    sentences = [line for line in text.read_text().splitlines() if line][:240]
+    word = sentences[0].split()[0]
+    path = tmp_path_factory.mktemp("rows") / "rows.tsv"
+    lines = [f"{sentence}\t{'with' if word in sentence.split() else 'without'}" for sentence in sentences]
+    path.write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(finished: Path, rows: Path) -> FinetuneConfig:
+    config = FinetuneConfig(
+        init_from=str(finished), task=f"tsv:{rows}", learning_rates=(1e-3, 1e-2), seeds=2, epochs=2, max_length=16
+    )
+    validate_finetune(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def done(config: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("done")
+    finetune(config, load(config.task), workdir)
+    return workdir
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "trials.jsonl").read_text().splitlines()]
+
+
+def test_every_trial_has_a_line_and_the_summary_says_what_they_say_together(done: Path):
+    lines = lines_of(done)
+    assert [(line["learning_rate"], line["seed"]) for line in lines] == [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+    summary = json.loads((done / "summary.json").read_text())
+    for rate, found in summary["rates"].items():
+        scores = [x["scores"]["dev"]["accuracy"] for x in lines if x["learning_rate"] == float(rate)]
+        assert found["n"] == 2
+        assert found["median"] == pytest.approx(sum(scores) / 2)
+    best = max(summary["rates"], key=lambda rate: summary["rates"][rate]["median"])
+    assert summary["best_rate"] == float(best)
+    assert "| 0.001 | 2 |" in (done / "summary.md").read_text()
+
+
+def test_a_second_start_runs_only_what_is_missing(config, done: Path, tmp_path: Path, capsys):
+    """A last line that was cut off is missing too; the trial comes out the same."""
+    workdir = tmp_path / "again"
+    shutil.copytree(done, workdir)
+    lines = (workdir / "trials.jsonl").read_text().splitlines()
+    (workdir / "trials.jsonl").write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
+    finetune(config, load(config.task), workdir)
+    assert "3 done, 1 to run" in capsys.readouterr().out
+    assert (workdir / "trials.jsonl").read_text().splitlines() == lines
+    finetune(config, load(config.task), workdir)
+    assert "4 done, 0 to run" in capsys.readouterr().out
+
+
+def test_a_grid_may_grow_and_nothing_else_may_change(config, done: Path, tmp_path: Path, capsys):
+    workdir = tmp_path / "grown"
+    shutil.copytree(done, workdir)
+    finetune(replace(config, learning_rates=(1e-3,), seeds=3), load(config.task), workdir)
+    assert "1 to run" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="max_length: 16 → 12"):
+        finetune(replace(config, max_length=12), load(config.task), workdir)
+    assert len(lines_of(workdir)) == 5
+
+
+def test_the_best_model_labels_rows(done: Path, rows: Path, tmp_path: Path):
+    model = load_finetuned(done)
+    answers = label_rows(model, str(rows))
+    truth = [line.split("\t")[1] for line in rows.read_text().splitlines()[1:]]
+    right = sum(answer["label"] == label for answer, label in zip(answers, truth, strict=True)) / len(truth)
+    best = max(line["scores"]["dev"]["accuracy"] for line in lines_of(done))
+    assert right > best - 0.1
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+    few = tmp_path / "few.tsv"
+    few.write_text("text\n" + "\n".join(line.split("\t")[0] for line in rows.read_text().splitlines()[1:4]) + "\n")
+    for alone, among in zip(label_rows(model, str(few)), answers, strict=False):
+        assert alone["probabilities"] == pytest.approx(among["probabilities"], abs=1e-4)
+
+
+def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_path: Path):
+    """The recipe, every checkpoint of a run, the probe, and labels for new rows."""
+    source = tmp_path / "source"
+    shutil.copytree(finished, source)
+    args = ["--config", "configs/glue.py:tiny", f"--config.init_from={source}", f"--config.task=tsv:{rows}"]
+    args += ["--config.seeds=1", "--config.epochs=1", "--config.learning_rates=(1e-2,)", "--config.max_length=16"]
+    end = run(command("finetune", *args, "--every", "--probe"))
+    assert end.code == 0, end.err
+    assert end.out.count("Linear probe") == 3
+    curve = {line["step"]: line["eval/glue/rows"] for line in read(source) if "eval/glue/rows" in line}
+    assert sorted(curve) == [10, 20, 30]
+    assert all(0 <= value <= 1 for value in curve.values())
+    assert (source / "finetuned").is_dir()
+    end = run(command("predict", "--workdir", done, rows))
+    assert end.code == 0, end.err
+    table = [line.split("\t") for line in end.out.splitlines()]
+    assert table[0] == ["id", "label", "probability"]
+    assert len(table) == 241
+    assert {row[1] for row in table[1:]} <= {"with", "without"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config", "configs/glue.py"], "init_from"),
+        (["--config", "configs/glue.py", "--config.init_from=x", "--config.seeds=0"], "task"),
+        (["--config", "configs/bert.py"], "needs FinetuneConfig"),
+        ([], "--config is missing: for example --config configs/glue.py"),
+    ],
+)
+def test_mistakes(command, run, args: list[str], message: str):
+    assert message in run(command("finetune", *args)).error()
+
+
+def test_a_run_that_is_none(config):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        finetune(replace(config, init_from="/nowhere"), load(config.task), Path("unused"))
+
+
+def test_notes_of_a_run_that_has_none(config, tmp_path: Path):
+    with pytest.raises(ConfigError, match="notes"):
+        finetune(replace(config, notes="fixed"), load(config.task), tmp_path)
+
+
+def test_a_damaged_folder(done: Path, tmp_path: Path):
+    shutil.copytree(done, tmp_path / "x")
+    (tmp_path / "x" / finetuned.FILE_NAME).write_text("{")
+    with pytest.raises(ConfigError, match=r"finetuned\.json is damaged"):
+        load_finetuned(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("select", "worst"), ("seeds", 0), ("learning_rates", ()), ("warmup", 1.0), ("grid", "x")]
+)
+def test_validation(config, field: str, value: object):
+    with pytest.raises(ConfigError, match=field):
+        validate_finetune(replace(config, **{field: value}))
