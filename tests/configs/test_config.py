@@ -110,7 +110,7 @@ def test_the_recipe_of_fine_tuning(size: str):
     config.init_from, config.task = "runs/x", "MRPC"
     validate_finetune(config)
     assert from_dict(json.loads(json.dumps(to_dict(config))), FinetuneConfig) == config
-    assert {name for name in FREE_IN_GRID} <= set(flatten(config))
+    assert set(FREE_IN_GRID) <= set(flatten(config))
     grown = dataclasses.replace(config, seeds=9, learning_rates=(1.0,))
     assert changed_fields(config, grown) == []
     assert changed_fields(config, dataclasses.replace(config, epochs=3)) == ["epochs: 0 → 3"]
