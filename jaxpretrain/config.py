@@ -99,7 +99,7 @@ class NotesConfig:
     min_count: int = 0
     max_count: int = 0
     single_piece: bool = False  # words of one piece may have notes too
-    capacity: int = 16  # occurrences a sequence, at most; the rest are neither read nor written
+    capacity: int = 16  # occurrences a sequence, at most (more are neither read nor written); sizes: an eighth of it
     repeats: str = "mean"  # mean | compound: what several occurrences of a word in one step do
     sharded: bool = False  # rows spread over all devices instead of a copy on each
     auxiliary_reads: bool = False  # the generator or meta controller reads notes too
@@ -255,6 +255,7 @@ def sized(size: str) -> Config:
             model.remat = True
     else:
         raise ConfigError(f"size {size!r} is not one of {', '.join(SIZES)} (as in --config configs/tupe.py:small)")
+    config.notes.capacity = data.sequence_length // 8
     if size != "tiny":
         train.log_every, config.eval.every = 100, 5_000
         config.checkpoint.every_steps, config.checkpoint.every_minutes = 5_000, 30.0

@@ -96,6 +96,7 @@ def test_base_is_the_papers_run():
         "optim.weight_decay": 0.01,
         "optim.decay_mask": False,
         "optim.clip_norm": 1.0,
+        "notes.capacity": 64,
         "objective.mask_rate": 0.15,
         "objective.mask_share": 0.8,
         "objective.random_share": 0.1,
