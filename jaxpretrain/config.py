@@ -125,6 +125,8 @@ class TrainConfig:
     """Length of the run and size of a step."""
 
     steps: int = 2500
+    budget_flops: float = 0.0  # sets steps to what so many FLOPs allow; 0: steps stays as it is
+    budget_minutes: float = 0.0  # the same for minutes of training, by the speed of the first steps
     batch_size: int = 16  # sequences per step over all devices
     accumulation: int = 1  # micro-batches that one step is split into
     seed: int = 0
@@ -210,6 +212,8 @@ FREE_ON_RESUME = (
     "data.cache_dir",
     "data.workers",
     "train.steps",  # upwards
+    "train.budget_flops",
+    "train.budget_minutes",
     "train.log_every",
     "eval.every",
     "eval.examples",
@@ -435,6 +439,9 @@ def validate(config: Config) -> None:
     check(0 <= optim.beta2 < 1, "optim.beta2", "in [0, 1)")
     check(optim.eps > 0, "optim.eps", "above 0")
     divisor = f"a multiple of train.accumulation={train.accumulation}"
+    for name in ("train.budget_flops", "train.budget_minutes"):
+        check(flatten(config)[name] >= 0, name, "0 or more")
+    check(not (train.budget_flops and train.budget_minutes), "train.budget_minutes", "0 with train.budget_flops")
     check(train.batch_size % train.accumulation == 0, "train.batch_size", divisor)
     check(0 <= train.seed < 2**31, "train.seed", "in [0, 2³¹)")
 

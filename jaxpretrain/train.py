@@ -5,7 +5,8 @@
 
 Writes to the workdir (default `runs/NAME-SIZE`): config.json, tokenizer.model, metrics.jsonl, TensorBoard events,
 checkpoints/ and, at the end, DONE. The same command resumes a stopped run; a larger `train.steps` lengthens a finished
-one (the learning rate then follows the longer schedule from there on).
+one (the learning rate then follows the longer schedule from there on). `--config.train.budget_flops=1e15` or
+`budget_minutes=10` sets the steps by their cost.
 
 This file is the whole loop; what it calls is a library.
 """
@@ -26,10 +27,12 @@ from tqdm import tqdm
 from jaxpretrain import cli
 from jaxpretrain.config import Config, workdir_name
 from jaxpretrain.data.batches import train_batches
-from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, sharding
+from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.metrics import Average, MetricWriter
@@ -44,6 +47,7 @@ from jaxpretrain.training.workdir import (
     locked,
     open_workdir,
     params_of_run,
+    read_config,
     write_run_files,
 )
 
@@ -74,6 +78,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
     corpus = prepare(config.data, config.notes)
+    config = with_budget(config, read_config(workdir), corpus, mesh)
     marks = corpus_marks(corpus, config)
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 

@@ -1,0 +1,84 @@
+"""Training to a budget: how many steps a number of FLOPs or minutes allows, so that runs compare at equal cost."""
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxpretrain.config import Config, ConfigError
+from jaxpretrain.data.batches import train_batches
+from jaxpretrain.data.build import Corpus
+from jaxpretrain.objectives import build
+from jaxpretrain.training import flops, sharding
+from jaxpretrain.training.optimizer import optimizer as make_optimizer
+from jaxpretrain.training.state import init_state
+from jaxpretrain.training.step import train_step
+
+_WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
+
+
+def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh) -> Config:
+    """The config with the steps that its budget allows; the learning rate then falls to 0 at the last of them.
+
+    Args:
+        config: of the run.
+        known: the config that the workdir holds, if it holds one: a measured speed is not measured again.
+        corpus: the text.
+        mesh: the devices.
+
+    Raises:
+        ConfigError: the budget allows no step.
+    """
+    train = config.train
+    if train.budget_flops:
+        steps = int(train.budget_flops / _flops_per_step(config, corpus))
+        name, value = "train.budget_flops", train.budget_flops
+    elif train.budget_minutes:
+        if known is not None and known.train.budget_minutes:
+            steps = round(known.train.steps * train.budget_minutes / known.train.budget_minutes)
+        else:
+            steps = int(60 * train.budget_minutes / _seconds_per_step(config, corpus, mesh))
+        name, value = "train.budget_minutes", train.budget_minutes
+    else:
+        return config
+    if steps < 1:
+        raise ConfigError(f"{name}={value:g}: must be more than one step takes")
+    return replace(config, train=replace(train, steps=steps))
+
+
+def _batches(config: Config, corpus: Corpus) -> Any:
+    size, length = config.train.batch_size, config.data.sequence_length
+    rows = sharding.local_rows(size)
+    return train_batches(corpus, batch_size=size, sequence_length=length, seed=config.train.seed, rows=rows)
+
+
+def _flops_per_step(config: Config, corpus: Corpus) -> int:
+    params = jax.eval_shape(build(config, corpus.vocab_size).init, jax.random.key(0))
+    size, length = config.train.batch_size, config.data.sequence_length
+    tokens = {"tokens": jax.ShapeDtypeStruct((size, length), "int32"), "rows": jax.ShapeDtypeStruct((size,), "int32")}
+    return flops.step_flops(config, corpus.vocab_size, params, tokens)
+
+
+def _seconds_per_step(config: Config, corpus: Corpus, mesh: Mesh) -> float:
+    """Measured on a state of its own, which is thrown away."""
+    objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
+    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=corpus.note_rows)
+    places = sharding.state_sharding(mesh, jax.eval_shape(init, 0), notes_sharded=config.notes.sharded)
+    state = jax.jit(init, out_shardings=places)(0)
+    step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
+    take_step = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+    stream, on_rows = _batches(config, corpus), sharding.batch_sharding(mesh)
+    steps, begin = 0, 0.0
+    while steps < _TIMED_STEPS or time.perf_counter() - begin < _LEAST_SECONDS:
+        if steps == 0:  # compiled and warm
+            for _ in range(_WARM_STEPS):
+                state, _ = take_step(state, sharding.put_batch(next(stream), on_rows))
+            jax.block_until_ready(state)
+            begin = time.perf_counter()
+        state, metrics = take_step(state, sharding.put_batch(next(stream), on_rows))
+        jax.block_until_ready(metrics)
+        steps += 1
+    return (time.perf_counter() - begin) / steps

@@ -1,0 +1,50 @@
+"""Runs whose steps follow from what they may cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxpretrain.config import ConfigError
+from jaxpretrain.training import budget, metrics
+
+
+def steps_of(workdir: Path) -> int:
+    return json.loads((workdir / "config.json").read_text())["train"]["steps"]
+
+
+def test_flops_are_spent_and_not_more(tiny, run_train, tmp_path: Path):
+    allowed = 2e9
+    run_train(tiny(**{"train.budget_flops": allowed, "eval.every": 0}), tmp_path)
+    last = metrics.read(tmp_path)[-1]
+    assert last["step"] == steps_of(tmp_path)
+    assert last["total/flops"] <= allowed < last["total/flops"] * (1 + 1 / last["step"])
+    assert last["train/learning_rate"] < 3e-3 / 5  # it fell with the budget's steps, not with train.steps
+
+
+def test_minutes_are_measured_once(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(budget, "_LEAST_SECONDS", 0.1)
+    config = tiny(**{"train.budget_minutes": 0.01, "eval.every": 0, "checkpoint.every_steps": 0})
+    measured = budget._seconds_per_step
+
+    def slow(*args) -> float:
+        assert 1e-4 < measured(*args) < 1
+        return 0.0999
+
+    monkeypatch.setattr(budget, "_seconds_per_step", slow)
+    run_train(config, tmp_path)
+    assert steps_of(tmp_path) == 6
+    monkeypatch.setattr(budget, "_seconds_per_step", lambda *_: pytest.fail("measured again"))
+    run_train(config, tmp_path)
+    run_train(tiny(**{"train.budget_minutes": 0.02, "eval.every": 0, "checkpoint.every_steps": 0}), tmp_path)
+    assert steps_of(tmp_path) == 12
+
+
+def test_a_budget_below_one_step(tiny, run_train, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"train\.budget_flops=1: must be more than one step takes"):
+        run_train(tiny(**{"train.budget_flops": 1.0}), tmp_path)
+
+
+def test_one_budget_at_a_time(tiny):
+    with pytest.raises(ConfigError, match=r"train\.budget_minutes"):
+        tiny(**{"train.budget_flops": 1e9, "train.budget_minutes": 1.0})
