@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 from study import machine, table, train_missing, write_record
 
+from jaxpretrain.compare import compare
 from jaxpretrain.evaluation.curves import read_series
+from jaxpretrain.evaluation.pictures import learning_curves, png
 
 POSITIONS = {"BERT-A": "absolute", "BERT-R": "relative", "TUPE-A": "tupe_a", "TUPE-R": "tupe_r"}
 SHOWN = (500, 1000, 1500, 2000, 2500)
@@ -64,7 +66,10 @@ def main() -> None:
         f"{table(head, rows)}\n\nEach run: `python -m jaxpretrain.train {each}`\n"
         "(`configs/tupe.py` for the two TUPE forms.) All: `python benchmarks/positions.py`"
     )
-    write_record(options.out, "Positions at tiny", about, body, {"curves.json": json.dumps(curves, indent=1) + "\n"})
+    compared = compare([str(workdir) for workdir in workdirs.values()], metric="eval/mlm_loss")
+    drawn = learning_curves(compared.methods, compared.baseline, compared.metric, compared.factors)
+    files = {"curves.json": json.dumps(curves, indent=1) + "\n", "curves.png": png(drawn)}
+    write_record(options.out, "Positions at tiny", about, body + "\n\n![held-out loss](curves.png)", files)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""What pre-training bought on GLUE: a run's encoder against the same network untrained, same trials.
+
+    python benchmarks/glue.py --run runs/tupe-tiny --data-dir GLUE --tasks CoLA MRPC SST-2
+
+Each is `jaxpretrain.finetune` with its grid; trials that are done stay done (stop it and start it again at will).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from study import machine, table, write_record
+
+from jaxpretrain.evaluation.curves import config_of
+from jaxpretrain.evaluation.finetuned import read_trials
+from jaxpretrain.evaluation.scores import summary
+
+
+def main() -> None:
+    """Fine-tunes, then writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="workdir of a pre-training run")
+    parser.add_argument("--data-dir", default="", help="folder in GLUE's layout; empty: TensorFlow Datasets")
+    parser.add_argument("--tasks", nargs="+", default=["CoLA", "MRPC", "SST-2"])
+    parser.add_argument("--runs", type=Path, default=Path("runs/glue"), help="where the trials live")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the fine-tuning's config"
+    )
+    parser.add_argument("--size", default="tiny", help="of configs/glue.py")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/records/glue-tiny"))
+    options = parser.parse_args()
+
+    def arguments(task: str, untrained: bool, run: str) -> list[str]:
+        fields = [f"--config.{field}" for field in options.set] + ["--config.untrained=true"] * untrained
+        return [
+            "--config",
+            f"configs/glue.py:{options.size}",
+            f"--config.init_from={run}",
+            f"--config.task={task}",
+            *fields,
+        ]
+
+    rows, record = [], {}
+    for task in options.tasks:
+        cells = {}
+        for untrained in (False, True):
+            workdir = options.runs / f"{task}{'-untrained' if untrained else ''}"
+            data = [f"--config.data_dir={options.data_dir}"] if options.data_dir else []
+            command = [*arguments(task, untrained, options.run), *data, "--workdir", str(workdir)]
+            probe = [] if untrained else ["--probe"]
+            subprocess.run([sys.executable, "-m", "jaxpretrain.finetune", *command, *probe], check=True)
+            about = json.loads((workdir / "summary.json").read_text())
+            values = [
+                next(iter(r.scores.values()))[about["metric"]]
+                for r in read_trials(workdir)  # type: ignore[arg-type]
+                if r.rate == about["best_rate"]
+            ]
+            cells[untrained] = about | summary(values) | {"values": values}
+        record[task] = {"pre-trained": cells[False], "untrained": cells[True]}
+        trained, fresh = cells[False], cells[True]
+        probed = next(iter(trained.get("probe", {"": {}}).values())).get(trained["metric"], float("nan"))
+        gain = 100 * (np.median(trained["values"]) - np.median(fresh["values"]))
+        rows.append(
+            [f"{task} ({trained['metric']})", shown(trained), shown(fresh), f"{gain:+.1f}", f"{100 * probed:.1f}"]
+        )
+    run = config_of(options.run)
+    about = (
+        f"Dev score × 100: median (range) over seeds at the best rate, and that rate. Encoder: {run.model.layers} × "
+        f"{run.model.hidden}, {run.model.position}, {run.train.steps:,} steps of {run.train.batch_size} × "
+        f"{run.data.sequence_length} tokens. {machine()}."
+    )
+    head = ["task", "pre-trained", "the same network untrained", "difference", "linear probe on frozen vectors"]
+    command = " ".join(arguments("TASK", False, "RUN"))
+    body = (
+        f"{table(head, rows)}\n\nEach: `python -m jaxpretrain.finetune {command}`, untrained with "
+        "`--config.untrained=true`. All: `python benchmarks/glue.py --run RUN --data-dir GLUE`"
+    )
+    write_record(
+        options.out, "GLUE from a tiny encoder", about, body, {"glue.json": json.dumps(record, indent=1) + "\n"}
+    )
+
+
+if __name__ == "__main__":
+    main()
