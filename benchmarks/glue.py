@@ -78,9 +78,14 @@ def main() -> None:
         f"{table(head, rows)}\n\nEach: `python -m jaxpretrain.finetune {command}`, untrained with "
         "`--config.untrained=true`. All: `python benchmarks/glue.py --run RUN --data-dir GLUE`"
     )
-    write_record(
-        options.out, "GLUE from a tiny encoder", about, body, {"glue.json": json.dumps(record, indent=1) + "\n"}
-    )
+    files = {"glue.json": json.dumps(record, indent=1) + "\n"}
+    write_record(options.out, "GLUE from a tiny encoder", about, body, files)
+
+
+def shown(cells: dict) -> str:
+    """Median, range and rate."""
+    low, high = min(cells["values"]), max(cells["values"])
+    return f"{100 * cells['median']:.1f} ({100 * low:.1f} – {100 * high:.1f}), {cells['best_rate']:g}"
 
 
 if __name__ == "__main__":
