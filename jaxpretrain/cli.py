@@ -4,14 +4,14 @@ import difflib
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxpretrain.config import Config, ConfigError, FinetuneConfig, flatten, validate
-from jaxpretrain.training.checkpoint import CheckpointError
+from jaxpretrain.training.checkpoint_files import CheckpointError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -67,15 +67,18 @@ def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, che
         check(config)
         main(config)
 
-    _run(with_config, arguments=False)
+    _run(with_config, arguments=False, shown=("config", "workdir"))
 
 
-def run_plain(main: Callable[[list[str]], None]) -> None:
+def run_plain(main: Callable[[list[str]], None], shown: Sequence[str] = ("workdir",)) -> None:
     """The same for commands without a config: `main` gets the arguments, the program's name first."""
-    _run(main, arguments=True)
+    _run(main, arguments=True, shown=shown)
 
 
-def _run(main: Callable[[list[str]], None], *, arguments: bool) -> None:
+def _run(main: Callable[[list[str]], None], *, arguments: bool, shown: Sequence[str]) -> None:
+    for name in shown:  # in --help, beside the flags that the command itself defines
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)

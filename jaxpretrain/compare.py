@@ -24,7 +24,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.evaluation import curves, pictures
 from jaxpretrain.evaluation.curves import AXES, Estimate, Method
 from jaxpretrain.objectives import OBJECTIVES
-from jaxpretrain.training.checkpoint import CheckpointError
+from jaxpretrain.training.checkpoint_files import CheckpointError
 from jaxpretrain.training.workdir import notes_of_run
 
 BASELINE = flags.DEFINE_string("baseline", None, "A run, whose method the others are measured by; default the first.")
@@ -267,4 +267,4 @@ def _image(data: bytes, text: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_plain(main)
+    cli.run_plain(main, shown=())

@@ -1,8 +1,8 @@
 """Fine-tunes a pre-trained encoder on a task with labels: a grid of learning rates and seeds.
 
-    python -m jaxpretrain.finetune --config configs/glue.py:tiny --config.init_from=runs/tupe-tiny \
+    python -m jaxpretrain.finetune --config configs/glue.py:tiny --config.init_from=runs/tupe-tiny \\
         --config.task=MRPC --config.data_dir=GLUE
-    python -m jaxpretrain.finetune --config configs/glue.py:tiny --config.init_from=runs/tupe-tiny \
+    python -m jaxpretrain.finetune --config configs/glue.py:tiny --config.init_from=runs/tupe-tiny \\
         --config.task=tsv:reviews.tsv
 
 Tasks are GLUE's (CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI), from a folder in its layout or through
