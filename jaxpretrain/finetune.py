@@ -44,7 +44,7 @@ from jaxpretrain.evaluation.scores import summary
 from jaxpretrain.evaluation.tasks import Examples, TaskData, load, write_submission
 from jaxpretrain.evaluation.trained import Trained, load_run
 from jaxpretrain.notes import Notes
-from jaxpretrain.training.checkpoint import Checkpointer
+from jaxpretrain.training.checkpoint_files import committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.metrics import add_to_lines
 from jaxpretrain.training.workdir import locked, notes_of_run
@@ -69,7 +69,7 @@ def main(config: FinetuneConfig) -> None:
         where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
         finetune(config, data, where, PROBE.value)
         return
-    steps = Checkpointer(epath.Path(config.init_from) / "checkpoints", keep=1, keep_best=True).steps()
+    steps = committed_steps(epath.Path(config.init_from) / "checkpoints")
     if not steps:
         raise ConfigError(f"init_from={config.init_from!r}: no checkpoint there to fine-tune from")
     found = {}

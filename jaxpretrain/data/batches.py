@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.build import Corpus, stream_dtype
+from jaxpretrain.data.prepared import Corpus, stream_dtype
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP
 
 Batch = dict[str, np.ndarray]

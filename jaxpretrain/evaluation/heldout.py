@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxpretrain.config import Config
 from jaxpretrain.data.batches import eval_batches
-from jaxpretrain.data.build import Corpus
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.notes import summary
 from jaxpretrain.objectives import Objective
 from jaxpretrain.training.metrics import Average

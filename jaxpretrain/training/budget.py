@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.data.batches import train_batches
-from jaxpretrain.data.build import Corpus
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, sharding
 from jaxpretrain.training.optimizer import optimizer as make_optimizer

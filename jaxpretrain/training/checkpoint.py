@@ -1,17 +1,13 @@
-"""Checkpoints, whole or not there, whose damage is noticed: `checkpoints/STEP/{state/, host.json, digests.json}`.
+"""Saving and restoring checkpoints with orbax: in the background, whole or not there, damage noticed.
 
-Orbax writes the arrays (`state/`). It restores flipped bits without a word, so `digests.json` holds size and BLAKE2 of
-every file; it is written last and is the commit mark: a folder without it is unfinished. This needs no rename of
-folders, which object stores (`gs://`) do not have.
+What they are on disk: `checkpoint_files.py`.
 """
 
-import contextlib
-import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -21,17 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
+
+from jaxpretrain.training import checkpoint_files as files
+from jaxpretrain.training.checkpoint_files import CheckpointError
 
 log = logging.getLogger(__name__)
-
-STATE, HOST, DIGESTS = "state", "host.json", "digests.json"
-CHUNK = 1 << 22  # bytes hashed at a time
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or used; its message is one line: the path, what is wrong, the way out."""
-
 
 # Orbax tells its progress, and its failures with a stack trace, through absl's logger. What matters of it is raised
 # as a CheckpointError; the records of other libraries pass.
@@ -48,7 +38,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder: epath.PathLike, *, keep: int, keep_best: bool):
-        self.folder = _absolute(folder)
+        self.folder = files.absolute(folder)
         self.keep = keep
         self.keep_best = keep_best
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -74,16 +64,18 @@ class Checkpointer:
         self.wait()
         if step == self._current:
             return
-        folder = _at(self.folder, step)
-        with _one_line(folder, "save"):
+        folder = files.at(self.folder, step)
+        with files.one_line(folder, "save"):
             if jax.process_index() == 0:
-                if (folder / DIGESTS).exists():
-                    log.warning("%s was there before: set aside as %s", folder, _set_aside(folder, "replaced").name)
+                if (folder / files.DIGESTS).exists():
+                    log.warning(
+                        "%s was there before: set aside as %s", folder, files.set_aside(folder, "replaced").name
+                    )
                 folder.rmtree(missing_ok=True)
                 folder.mkdir(parents=True, exist_ok=True)
-                _write_json(folder / HOST, {"step": step, "metric": _finite(metric), "host": host})
+                files.write_json(folder / files.HOST, {"step": step, "metric": _finite(metric), "host": host})
             arrays = traverse_util.unflatten_dict({name: _data(x) for name, x in _named(state).items()})
-            self._orbax.save(folder / STATE, args=ocp.args.PyTreeSave(arrays))
+            self._orbax.save(folder / files.STATE, args=ocp.args.PyTreeSave(arrays))
         self._pending = self._background.submit(self._commit, step)
         self._current = step
 
@@ -103,11 +95,11 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """The committed steps, ascending."""
-        return _steps(self.folder)
+        return files.committed_steps(self.folder)
 
     def best(self) -> int | None:
         """The committed step with the lowest metric, the newest of equals; None if none has a metric."""
-        return _best(self.folder)
+        return files.best_step(self.folder)
 
     def restore(
         self, like: Any, step: int | None = None, *, check: Callable[[dict[str, Any], int], None] | None = None
@@ -126,19 +118,19 @@ class Checkpointer:
             CheckpointError: if there are checkpoints but none is intact, or it does not fit `like`.
         """
         self.wait()
-        found, damaged = _newest_intact(self.folder, step)
+        found, damaged = files.newest_intact(self.folder, step)
         if found is None:
             return None
-        folder = _at(self.folder, found)
-        with _one_line(folder, "restore"):
-            host = json.loads((folder / HOST).read_text())["host"]
+        folder = files.at(self.folder, found)
+        with files.one_line(folder, "restore"):
+            host = json.loads((folder / files.HOST).read_text())["host"]
         if check is not None:
             check(host, found)
-        with _one_line(folder, "restore"):
+        with files.one_line(folder, "restore"):
             state = _read_state(folder, like)
         if jax.process_index() == 0:
             for other in damaged:  # only now: were none intact, everything would stay where it is
-                self._put_damaged_aside(_at(self.folder, other))
+                self._put_damaged_aside(files.at(self.folder, other))
         self._current = found
         return state, host
 
@@ -151,27 +143,26 @@ class Checkpointer:
             self._orbax.close()
 
     def _commit(self, step: int) -> None:
-        folder = _at(self.folder, step)
-        with _one_line(folder, "save"):
+        folder = files.at(self.folder, step)
+        with files.one_line(folder, "save"):
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                digests = _digests(folder)
-                _write_json(folder / DIGESTS, {"files": digests, "self": _digest_of(digests)})
+                files.commit(folder)
         if jax.process_index() == 0:
-            with _one_line(self.folder, "remove old checkpoints"):
+            with files.one_line(self.folder, "remove old checkpoints"):
                 self._remove_older(step)
 
     def _remove_older(self, step: int) -> None:
         """Deletes what is older than `step`, which is committed, and not kept, or was left unfinished by a kill."""
         kept = {*self.steps()[-self.keep :], self.best() if self.keep_best else None}
-        for folder in _folders(self.folder):
+        for folder in files.folders(self.folder):
             if int(folder.name) < step and int(folder.name) not in kept:
-                (folder / DIGESTS).unlink(missing_ok=True)  # the mark first: half a checkpoint never looks whole
+                (folder / files.DIGESTS).unlink(missing_ok=True)  # the mark first: half a checkpoint never looks whole
                 folder.rmtree()
 
     def _put_damaged_aside(self, folder: epath.Path) -> None:
         try:
-            log.warning("%s is set aside as %s", folder, _set_aside(folder, "damaged").name)
+            log.warning("%s is set aside as %s", folder, files.set_aside(folder, "damaged").name)
         except OSError as e:  # a folder that may only be read: good enough to restore from
             log.warning("%s cannot be set aside: %s", folder, e.strerror or e)
 
@@ -190,12 +181,12 @@ def restore_params(
     Raises:
         CheckpointError: if there is none, or none is intact.
     """
-    root = _absolute(folder)
-    found, _ = _newest_intact(root, step)
+    root = files.absolute(folder)
+    found, _ = files.newest_intact(root, step)
     if found is None:
         raise CheckpointError(f"{root}: no checkpoint in here; is this the workdir of a run that has saved one?")
-    path = _at(root, found)
-    with _one_line(path, "restore"):
+    path = files.at(root, found)
+    with files.one_line(path, "restore"):
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         stored = _stored(reader, path)
         wanted = traverse_util.unflatten_dict({name: x for name, x in stored.items() if name[0] == subtree})
@@ -203,7 +194,11 @@ def restore_params(
             raise CheckpointError(f"{path}: holds no {subtree!r}, only {', '.join(sorted({n[0] for n in stored}))}")
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-        return reader.restore(path / STATE, args=args)[subtree], found
+        return reader.restore(path / files.STATE, args=args)[subtree], found
+
+
+def _finite(metric: float | None) -> float | None:
+    return None if metric is None or not math.isfinite(metric) else float(metric)
 
 
 # The state as a tree of names. Orbax gets nested dicts only, so a checkpoint does not depend on the classes of the
@@ -241,7 +236,7 @@ def _from_data(x: Any, like: jax.ShapeDtypeStruct) -> Any:
 
 def _stored(reader: ocp.Checkpointer, folder: epath.Path) -> dict[tuple[str, ...], Any]:
     """Shape and dtype of every array in a checkpoint, by path."""
-    metadata: Any = reader.metadata(folder / STATE)
+    metadata: Any = reader.metadata(folder / files.STATE)
     return traverse_util.flatten_dict(metadata.item_metadata.tree)
 
 
@@ -258,195 +253,6 @@ def _read_state(folder: epath.Path, like: Any) -> Any:
             raise CheckpointError(f"{folder}: {'/'.join(name)} is {have[1]}{have[0]}, this run has {want[1]}{want[0]}")
     item = traverse_util.unflatten_dict(wanted)
     args = ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
-    read = traverse_util.flatten_dict(reader.restore(folder / STATE, args=args))
+    read = traverse_util.flatten_dict(reader.restore(folder / files.STATE, args=args))
     leaves = [_from_data(read[name], x) for name, x in _named(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-# Folders
-
-
-def _absolute(folder: epath.PathLike) -> epath.Path:
-    path = epath.Path(folder)
-    return path if "://" in os.fspath(path) else path.expanduser().resolve()
-
-
-def _at(root: epath.Path, step: int) -> epath.Path:
-    return root / f"{step:08d}"
-
-
-def _folders(root: epath.Path) -> list[epath.Path]:
-    """Those of steps, committed or not."""
-    if not root.exists():
-        return []
-    return sorted((f for f in root.iterdir() if f.name.isdecimal() and len(f.name) >= 8), key=lambda f: int(f.name))
-
-
-def _steps(root: epath.Path) -> list[int]:
-    return [int(f.name) for f in _folders(root) if (f / DIGESTS).exists()]
-
-
-def _best(root: epath.Path) -> int | None:
-    metrics: dict[int, float] = {}
-    for step in _steps(root):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged: not the best
-            metric = json.loads((_at(root, step) / HOST).read_text())["metric"]
-            if isinstance(metric, float | int):
-                metrics[step] = metric
-    return min(metrics, key=lambda step: (metrics[step], -step), default=None)
-
-
-def _set_aside(folder: epath.Path, why: str) -> epath.Path:
-    target, n = folder.parent / f"{folder.name}.{why}", 1
-    while target.exists():
-        n += 1
-        target = folder.parent / f"{folder.name}.{why}{n}"
-    return folder.rename(target)
-
-
-def _newest_intact(root: epath.Path, step: int | Literal["best"] | None) -> tuple[int | None, list[int]]:
-    """The step to use (None: nothing there), and the damaged ones passed over; every process gets the same step.
-
-    Raises:
-        CheckpointError: if there are some but none is intact, or the one asked for is missing or damaged.
-    """
-    found, damaged, error = -1, [], None
-    if jax.process_index() == 0:
-        try:
-            found, damaged = _search(root, step)
-        except CheckpointError as e:
-            found, error = -2, e
-    if jax.process_count() > 1:
-        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-    if found == -2:
-        raise error or CheckpointError(f"{root}: the first process found no intact checkpoint; see its message")
-    return (None if found == -1 else found), damaged
-
-
-def _search(root: epath.Path, step: int | Literal["best"] | None) -> tuple[int, list[int]]:
-    with _one_line(root, "read"):
-        steps = _steps(root)
-        for folder in _folders(root):
-            if int(folder.name) not in steps:
-                log.warning("%s is unfinished (no %s): ignored", folder, DIGESTS)
-        candidates = steps[::-1]
-        if step == "best" and (best := _best(root)) is not None:
-            candidates = [best, *(s for s in candidates if s != best)]
-        elif isinstance(step, int):
-            if step not in steps:
-                raise CheckpointError(f"{_at(root, step)}: no such checkpoint; there are {steps or 'none'}")
-            candidates = [step]
-        damaged: list[int] = []
-        problem = None
-        for candidate in candidates:
-            problem = _damage(_at(root, candidate))
-            if problem is None:
-                return candidate, damaged
-            log.warning("%s is damaged: %s", _at(root, candidate), problem)
-            damaged.append(candidate)
-    if damaged:
-        way_out = "bring back a copy, or move the folder away to start over"
-        raise CheckpointError(f"{_at(root, damaged[-1])}: {problem}; no intact checkpoint is left: {way_out}")
-    return -1, []
-
-
-# Files
-
-
-def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
-        else:
-            yield prefix + path.name, path
-
-
-def _digest(path: epath.Path) -> list[int | str]:
-    """Size in bytes and BLAKE2b of a file."""
-    size, digest = 0, hashlib.blake2b(digest_size=16)
-    with path.open("rb") as f:
-        while chunk := f.read(CHUNK):
-            size += len(chunk)
-            digest.update(chunk)
-    return [size, digest.hexdigest()]
-
-
-def _digest_of(digests: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(digests).encode(), digest_size=16).hexdigest()
-
-
-def _digests(folder: epath.Path) -> dict[str, list[int | str]]:
-    with ThreadPoolExecutor(4) as pool:  # hashing and reading release the interpreter's lock
-        names, paths = zip(*((name, path) for name, path in _files(folder) if name != DIGESTS), strict=True)
-        return dict(zip(names, pool.map(_digest, paths), strict=True))
-
-
-def _damage(folder: epath.Path) -> str | None:
-    """What is wrong with a committed checkpoint; None: it is as it was written."""
-    try:
-        digests = json.loads((folder / DIGESTS).read_text())
-        written = digests["files"]
-        if digests["self"] != _digest_of(written):
-            return f"{DIGESTS} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        return f"{DIGESTS} cannot be read ({e})"
-
-    def check(name: str) -> str | None:
-        try:
-            size, digest = _digest(folder / name)
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except (OSError, ValueError) as e:
-            return f"{name} cannot be read ({e})"
-        if size != written[name][0]:
-            return f"{name} has {size} bytes instead of {written[name][0]}"
-        return None if digest == written[name][1] else f"{name} is not what was written (its digest differs)"
-
-    with ThreadPoolExecutor(4) as pool:
-        return next((problem for problem in pool.map(check, written) if problem), None)
-
-
-def _write_json(path: epath.Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    if "://" in os.fspath(path):
-        path.write_text(text)  # an object appears when it is complete
-        return
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-
-
-def _finite(metric: float | None) -> float | None:
-    return None if metric is None or not math.isfinite(metric) else float(metric)
-
-
-# What storage says (tensorstore wraps it in a long message), and the way out.
-_WAYS_OUT = {
-    "No space left on device": "free some space or choose another workdir",
-    "Disk quota exceeded": "free some space or choose another workdir",
-    "File too large": "raise the limit on file sizes or choose another workdir",
-    "Read-only file system": "choose a workdir that can be written",
-    "Permission denied": "choose a workdir that can be written",
-    "Not a directory": "a file is where a folder is needed; move it away",
-    "File exists": "a file is where a folder is needed; move it away",
-}
-
-
-@contextlib.contextmanager
-def _one_line(path: epath.Path, action: str) -> Iterator[None]:
-    """Turns what orbax, tensorstore and the file system raise into a CheckpointError."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, RuntimeError) as e:
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        for known, way_out in _WAYS_OUT.items():
-            if known in str(e):
-                reason = f"{known}; {way_out}"
-                break
-        raise CheckpointError(f"{path}: cannot {action}: {reason}") from e

@@ -13,7 +13,7 @@ from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
 from jaxpretrain.data import rare_words
-from jaxpretrain.data.build import Corpus
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.training.checkpoint import restore_params
 
 

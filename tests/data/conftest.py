@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from jaxpretrain.config import DataConfig, NotesConfig
-from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.prepared import Corpus
 
 WORDS = [
     "ship",

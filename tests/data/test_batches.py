@@ -5,7 +5,7 @@ import pytest
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.batches import eval_batches, train_batches, train_dataset
-from jaxpretrain.data.build import Corpus
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP
 from tests.data.test_build import stream
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jaxpretrain.config import ConfigError, DataConfig
-from jaxpretrain.data import build
+from jaxpretrain.data import build, passes
 from jaxpretrain.data import corpus as corpus_source
-from jaxpretrain.data.build import Corpus, load, prepare, stream_dtype
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.prepared import Corpus, load, stream_dtype
 from jaxpretrain.data.text import normalise, words
 from jaxpretrain.data.tokenizer import SEP, Tokenizer
 from tests.data.conftest import NOTES, paragraphs
@@ -91,25 +92,25 @@ def test_workers_and_units_do_not_change_a_byte(tmp_path: Path, monkeypatch: pyt
 
 
 def test_counts_are_exact_when_spilled(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(build, "_COUNTED_CHUNKS", 20)
+    monkeypatch.setattr(passes, "_COUNTED_CHUNKS", 20)
     unit = corpus_source.plan(corpus_source.resolve(f"text:{text_file}"), tmp_path, None)[0]
-    below = build._HASH_RANGE // 3
-    counted = build._count_unit(unit, 0, tmp_path, True, below)
+    below = passes.HASH_RANGE // 3
+    counted = passes.count_unit(unit, 0, tmp_path, True, below)
     expected, training = Counter(), Counter()
     for document in text_file.read_text().split("\n\n"):
         normal = normalise(document, True)
         expected.update(words(normal))
-        if build._hash(normal.encode()) >= below:
+        if passes._hash(normal.encode()) >= below:
             training.update(words(normal))
     assert 0 < training.total() < expected.total()
-    found = list(build._read_counts(counted.spill))
+    found = list(passes.read_counts(counted.spill))
     assert found == [(word, count, training[word]) for word, count in sorted(expected.items())]
     merged = tmp_path / "merged.tsv"
     copy = shutil.copy(counted.spill, tmp_path / "copy.tsv")
-    lowest = build._merge_counts([counted.spill, Path(copy)], merged, 100)
+    lowest = passes.merge_counts([counted.spill, Path(copy)], merged, 100)
     twice = [(word, 2 * count, 2 * training[word]) for word, count in sorted(expected.items())]
-    assert list(build._read_counts(merged)) == twice
-    kept = [word for word, count, _ in build._read_counts(merged) if count >= lowest]
+    assert list(passes.read_counts(merged)) == twice
+    kept = [word for word, count, _ in passes.read_counts(merged) if count >= lowest]
     assert kept
     assert sum(len(word.encode()) + 1 for word in kept) <= 100
     assert not counted.spill.exists()

@@ -16,7 +16,8 @@ from jaxpretrain.config import ConfigError, DataConfig, NotesConfig
 from jaxpretrain.data import corpus as corpus_source
 from jaxpretrain.data import rare_words
 from jaxpretrain.data.batches import eval_batches, train_batches
-from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP, Tokenizer
 from tests.data.conftest import paragraphs
 from tests.data.test_build import small, stream, texts

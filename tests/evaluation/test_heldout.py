@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxpretrain.config import Config
-from jaxpretrain.data.build import Corpus, prepare
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
 from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding

@@ -75,27 +75,44 @@ def small_config(**fields: Any) -> Config:
     return config
 
 
+def compile_step(
+    config: Config,
+    batch: dict[str, np.ndarray],
+    vocab_size: int,
+    devices: int = 1,
+    *,
+    rows: int = 0,
+    objective: Objective | None = None,
+    options: dict[str, Any] = FAST,
+) -> tuple[Callable[[int], TrainState], Run]:
+    """As the loop does it: state born sharded, step compiled ahead, state donated.
+
+    Returns:
+        What makes the state from a seed, and the run without one.
+    """
+    mesh = sharding.make_mesh(config, jax.devices()[:devices])
+    objective, adam = objective or build(config, vocab_size), optimizer(config)
+    init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=rows)
+    shapes = jax.eval_shape(init, config.train.seed)
+    places = sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded)
+    like = sharding.with_sharding(shapes, places)
+    on_devices = sharding.put_batch(batch, sharding.batch_sharding(mesh))
+    function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
+    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, on_devices).compile(options)
+    make = jax.jit(init, out_shardings=places, compiler_options=FAST)
+    return make, Run(config, objective, mesh, step, like, like, on_devices)
+
+
 _compiled: dict[Any, tuple[Callable[[int], TrainState], Run]] = {}  # tests share what is compiled
 _MOST = 12  # programs kept: each holds a thousand and more memory maps
 
 
 def start(config: Config, devices: int = 1) -> Run:
-    """As the loop does it: state born sharded, step compiled ahead, state donated."""
     key = (*flatten(config).items(), devices, sharding.SMALL)
     if key not in _compiled:
         if len(_compiled) >= _MOST:
             _compiled.clear()
-        mesh = sharding.make_mesh(config, jax.devices()[:devices])
-        objective, adam = build(config, VOCAB), optimizer(config)
-        init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=0)
-        shapes = jax.eval_shape(init, config.train.seed)
-        places = sharding.state_sharding(mesh, shapes)
-        like = sharding.with_sharding(shapes, places)
-        batch = sharding.put_batch(batch_of(config), sharding.batch_sharding(mesh))
-        function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
-        step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile(FAST)
-        make = jax.jit(init, out_shardings=places, compiler_options=FAST)
-        _compiled[key] = make, Run(config, objective, mesh, step, like, like, batch)
+        _compiled[key] = compile_step(config, batch_of(config), VOCAB, devices)
     make, run = _compiled[key]
     return replace(run, state=make(config.train.seed))
 

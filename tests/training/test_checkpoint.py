@@ -20,8 +20,9 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxpretrain.training import checkpoint
-from jaxpretrain.training.checkpoint import Checkpointer, CheckpointError, restore_params
+from jaxpretrain.training import checkpoint, checkpoint_files
+from jaxpretrain.training.checkpoint import Checkpointer, restore_params
+from jaxpretrain.training.checkpoint_files import CheckpointError
 
 
 @flax.struct.dataclass
@@ -172,6 +173,7 @@ def test_damage_to_any_file_is_reported_and_the_one_before_used(
     good = tmp_path / "good"
     saved(good, 1, 2).close()
     names = files(good / "00000002")
+    ours = {checkpoint.__name__, checkpoint_files.__name__}
     assert {"host.json", "digests.json", "state/_METADATA"} < set(names)
     for i, name in enumerate(names):
         folder = tmp_path / str(i)
@@ -183,7 +185,7 @@ def test_damage_to_any_file_is_reported_and_the_one_before_used(
         assert found is not None, name
         assert_same(found[0], make_state(1))
         assert found[1] == {"step": 1}
-        report = [record.getMessage() for record in caplog.records if record.name == checkpoint.__name__]
+        report = [record.getMessage() for record in caplog.records if record.name in ours]
         assert name in report[0]
         assert "00000002" in report[0]
         if damage is Path.unlink and name == "digests.json":  # without its mark it was never there
@@ -200,7 +202,7 @@ def test_every_bit_of_the_digests_themselves_counts(tmp_path: Path):
     whole = path.read_bytes()
     for i in range(0, len(whole), 7):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ (1 << i % 8)]) + whole[i + 1 :])
-        assert checkpoint._damage(epath.Path(path.parent)) is not None, (i, whole[i - 5 : i + 5])
+        assert checkpoint_files._damage(epath.Path(path.parent)) is not None, (i, whole[i - 5 : i + 5])
 
 
 def test_damaged_one_is_kept_aside_and_its_step_saved_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -310,7 +312,7 @@ def test_nothing_is_deleted_before_a_newer_one_is_committed(tmp_path: Path, monk
         raise OSError(28, "No space left on device", str(folder))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_digests", full)
+        patch.setattr(checkpoint_files, "_digests", full)
         checkpointer.save(2, make_state(2), {})
         with pytest.raises(CheckpointError, match=r"00000002: cannot save: No space left on device; free some space"):
             checkpointer.save(3, make_state(3), {})
@@ -334,9 +336,10 @@ def test_same_step_again_does_nothing_and_never_replaces_silently(tmp_path: Path
 
 SAVE_AND_STOP = """
 import sys, time, jax, jax.numpy as jnp
-from jaxpretrain.training import checkpoint
+from jaxpretrain.training import checkpoint_files
+from jaxpretrain.training.checkpoint import Checkpointer
 folder, stage = sys.argv[1:]
-checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=False)
+checkpointer = Checkpointer(folder, keep=1, keep_best=False)
 big = jax.random.normal(jax.random.key(0), (1 << 24,))
 state = {"params": {"w": big}}
 checkpointer.save(1, {"params": {"w": big[:8]}}, {})
@@ -345,7 +348,7 @@ if stage == "digests":
     def stop(folder):
         print("now", flush=True)
         time.sleep(60)
-    checkpoint._digests = stop
+    checkpoint_files._digests = stop
 checkpointer.save(2, state, {})
 if stage == "arrays":
     print("now", flush=True)
@@ -386,7 +389,8 @@ def test_unfinished_ones_go_once_a_newer_one_is_committed(tmp_path: Path):
 
 FILL_DISK = """
 import resource, sys, jax
-from jaxpretrain.training.checkpoint import Checkpointer, CheckpointError
+from jaxpretrain.training.checkpoint import Checkpointer
+from jaxpretrain.training.checkpoint_files import CheckpointError
 checkpointer = Checkpointer(sys.argv[1], keep=1, keep_best=False)
 state = {"params": {"w": jax.random.normal(jax.random.key(0), (1 << 20,))}}
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
@@ -460,14 +464,14 @@ def test_commit_marks_work_on_an_object_store(tmp_path: Path, monkeypatch: pytes
     try:
         checkpointer = Checkpointer("gs://bucket/checkpoints", keep=1, keep_best=False)
         assert checkpointer.steps() == [1, 2, 3]
-        assert checkpoint._newest_intact(checkpointer.folder, None) == (3, [])
+        assert checkpoint_files.newest_intact(checkpointer.folder, None) == (3, [])
         digests = json.loads((tmp_path / "00000003/digests.json").read_text())
-        assert checkpoint._digests(checkpointer.folder / "00000003") == digests["files"]
+        assert checkpoint_files._digests(checkpointer.folder / "00000003") == digests["files"]
         host = checkpointer.folder / "00000003/host.json"
-        checkpoint._write_json(host, {"changed": True})
+        checkpoint_files.write_json(host, {"changed": True})
         assert json.loads(host.read_text()) == {"changed": True}
-        assert checkpoint._newest_intact(checkpointer.folder, None) == (2, [3])
-        checkpoint._set_aside(checkpointer.folder / "00000003", "damaged")
+        assert checkpoint_files.newest_intact(checkpointer.folder, None) == (2, [3])
+        checkpoint_files.set_aside(checkpointer.folder / "00000003", "damaged")
         checkpointer._remove_older(2)
         assert {path.name for path in checkpointer.folder.iterdir()} == {"00000002", "00000003.damaged"}
     finally:

@@ -8,7 +8,8 @@ import pytest
 from etils import epath
 
 from jaxpretrain.config import Config, ConfigError
-from jaxpretrain.training.checkpoint import Checkpointer, CheckpointError
+from jaxpretrain.training.checkpoint import Checkpointer
+from jaxpretrain.training.checkpoint_files import CheckpointError
 from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, read_config, write_config
 
 
