@@ -1,9 +1,11 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
 import difflib
+import logging as stdlib_logging
 import re
 import runpy
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -41,6 +43,9 @@ def recipe() -> Any:
 def fail(message: object, code: int = 2) -> NoReturn:
     """Prints one line on stderr and ends the program."""
     print(f"error: {_one_line(str(message))}", file=sys.stderr)
+    # What a library has left half done (orbax, on a full disk) would say so once more, with stack traces, at the end.
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
     sys.exit(code)
 
 
@@ -60,6 +65,7 @@ def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, che
         if config is None:
             example = "configs/tupe.py" if kind is Config else "configs/glue.py"
             raise ConfigError(f"--config is missing: for example --config {example}")
+        _ = config.name  # where the recipe failed, this tells why
         if not isinstance(config, kind):
             raise ConfigError(
                 f"--config: the recipe makes a {type(config).__name__}, and this command needs {kind.__name__}"
