@@ -34,7 +34,8 @@ def main() -> None:
     options = parser.parse_args()
 
     def arguments(task: str, untrained: bool, run: str) -> list[str]:
-        fields = [f"--config.{field}" for field in options.set] + ["--config.untrained=true"] * untrained
+        chosen = [field.removeprefix(f"{task}:") for field in options.set if ":" not in field or field.startswith(task)]
+        fields = [f"--config.{field}" for field in chosen] + ["--config.untrained=true"] * untrained
         return [
             "--config",
             f"configs/glue.py:{options.size}",
@@ -73,10 +74,12 @@ def main() -> None:
         f"{run.data.sequence_length} tokens. {machine()}."
     )
     head = ["task", "pre-trained", "the same network untrained", "difference", "linear probe on frozen vectors"]
-    command = " ".join(arguments("TASK", False, "RUN"))
+    commands = "\n".join(
+        f"- `python -m jaxpretrain.finetune {' '.join(arguments(t, False, 'RUN'))}`" for t in options.tasks
+    )
     body = (
-        f"{table(head, rows)}\n\nEach: `python -m jaxpretrain.finetune {command}`, untrained with "
-        "`--config.untrained=true`. All: `python benchmarks/glue.py --run RUN --data-dir GLUE`"
+        f"{table(head, rows)}\n\n{commands}\n\nUntrained with `--config.untrained=true`. "
+        "All: `python benchmarks/glue.py --run RUN --data-dir GLUE`"
     )
     files = {"glue.json": json.dumps(record, indent=1) + "\n"}
     write_record(options.out, "GLUE from a tiny encoder", about, body, files)

@@ -1,7 +1,7 @@
 """Foreign weights, name by name: each is taken once, with the shape that the model needs; none may be left over.
 
-The functions take from a dict of arrays (a copy that the caller gives up). PyTorch keeps a linear map as [out, in]; the
-kernels here are [in, out].
+The functions take from a dict of arrays (a copy that the caller gives up); those that begin with `put` fill one, the
+other way round. PyTorch keeps a linear map as [out, in]; the kernels here are [in, out].
 """
 
 from collections.abc import Mapping
@@ -118,3 +118,51 @@ def check_heads(heads: int, hidden: int) -> None:
     """
     if heads < 1 or hidden % heads:
         raise ConfigError(f"heads={heads!r}: must be a divisor of the hidden size {hidden}")
+
+
+def put(state: State, key: str, value: Any) -> None:
+    """Adds an array, as float32 in C order: what a `.safetensors` file holds."""
+    state[key] = np.ascontiguousarray(value, np.float32)
+
+
+def put_dense(state: State, name: str, linear: Params) -> None:
+    """Adds a linear map [in, out] with its bias."""
+    put(state, f"{name}.weight", np.asarray(linear["kernel"]).T)
+    put(state, f"{name}.bias", linear["bias"])
+
+
+def put_norm(state: State, name: str, norm: Params) -> None:
+    """Adds a layer norm."""
+    put(state, f"{name}.weight", norm["scale"])
+    put(state, f"{name}.bias", norm["bias"])
+
+
+def joined(linear: Params, *, inputs: bool = False) -> Params:
+    """A map to each head, [D, heads, d], as one to all: [D, D]; with `inputs` a map from each, [heads, d, D]."""
+    kernel, bias = np.asarray(linear["kernel"]), np.asarray(linear["bias"])
+    if inputs:
+        return {"kernel": kernel.reshape(-1, kernel.shape[-1]), "bias": bias}
+    return {"kernel": kernel.reshape(kernel.shape[0], -1), "bias": bias.reshape(-1)}
+
+
+def put_layers(state: State, prefix: str, layers: Params, names: Mapping[str, str]) -> None:
+    """Adds the stacked layers as `PREFIX.0.…`, `PREFIX.1.…`, …
+
+    Args:
+        state: is filled.
+        prefix: of all layers.
+        layers: an encoder's, along a first axis.
+        names: what `query`, `key`, `value`, `out`, `attention_norm`, `ffn_in`, `ffn_out` and `ffn_norm` are called.
+    """
+    for i in range(len(layers["ffn_norm"]["scale"])):
+        layer = jax.tree.map(lambda leaf: np.asarray(leaf)[i], layers)  # noqa: B023
+        name = {ours: f"{prefix}.{i}.{theirs}" for ours, theirs in names.items()}
+        qkv = layer["attention"]["qkv"]
+        for j, part in enumerate(("query", "key", "value")):
+            one = {"kernel": qkv["kernel"][:, j], "bias": qkv["bias"][j]}
+            put_dense(state, name[part], joined(one))
+        put_dense(state, name["out"], joined(layer["attention"]["out"], inputs=True))
+        for part in ("ffn_in", "ffn_out"):
+            put_dense(state, name[part], layer[part])
+        for part in ("attention_norm", "ffn_norm"):
+            put_norm(state, name[part], layer[part])
