@@ -9,6 +9,7 @@ trained yet (stop it and start it again at will), then writes the tables, the cu
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=float, nargs="+", default=[0.5, 0.1], help="λ; the paper's is 0.5")
     parser.add_argument("--source", default="python-docs", help="data.source")
+    parser.add_argument("--about", default="", help="what the text is, for the record")
     parser.add_argument("--held-out", type=float, default=0.08, help="share of the documents")
     parser.add_argument("--steps", type=int, default=6000, help="of 16 x 128 tokens")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/notes-tiny"))
     options = parser.parse_args()
 
-    def arguments(weight: float, seed: int | str) -> list[str]:
+    named = re.sub(r"text:.*/", "text:", options.source)  # a record names no folder of one machine
+
+    def arguments(weight: float, seed: int | str, source: str = options.source) -> list[str]:
         notes = [f"--config.notes.enabled={str(weight > 0).lower()}"]
         notes += [f"--config.notes.weight={weight}"] if weight not in (0, 0.5) else []
         return [
-            *("--config", "configs/tupe.py", *notes, f"--config.data.source={options.source}"),
+            *("--config", "configs/tupe.py", *notes, f"--config.data.source={source}"),
             *(f"--config.data.held_out={options.held_out}", f"--config.train.steps={options.steps}"),
             *("--config.eval.every=500", f"--config.train.seed={seed}"),
         ]
@@ -80,13 +84,13 @@ def main() -> None:
             )
     words = notes_of_run(workdirs[options.weights[0], options.seeds[0]])
     about = (
-        f"Two layers × 128, TUPE-R, {options.steps:,} steps of 16 × 128 tokens of `{options.source}`; "
+        f"Two layers × 128, TUPE-R, {options.steps:,} steps of 16 × 128 tokens of `{named}`{options.about}; "
         f"{len(words[0]):,} rare words. Seeds {', '.join(map(str, options.seeds))}. {machine()}."
     )
     head = ["held-out MLM loss (nats) at the end, mean and range over seeds", *PARTS]
     gain = ["nats saved at the end", "where", "against the baseline, same seed", "by switching the notes on"]
     commands = "\n".join(
-        f"- {method}: `python -m jaxpretrain.train {' '.join(arguments(weight, 'SEED'))}`"
+        f"- {method}: `python -m jaxpretrain.train {' '.join(arguments(weight, 'SEED', named))}`"
         for weight, method in methods.items()
     )
     body = (
