@@ -20,16 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from etils import epath
-from jax import Array
 
 from jaxpretrain import cli
 from jaxpretrain.config import ConfigError, max_positions
-from jaxpretrain.data.tokenizer import MASK, NEITHER, Tokenizer
 from jaxpretrain.evaluation import finetuned
 from jaxpretrain.evaluation.finetuned import Finetuned, label
 from jaxpretrain.evaluation.finetuning import predictions
 from jaxpretrain.evaluation.tasks import read_rows
-from jaxpretrain.evaluation.trained import MASK_TEXT, Trained, batches, embed, load_run, to_ids
+from jaxpretrain.evaluation.trained import MASK_TEXT, Trained, embed, fill_masks, load_run, to_ids
 from jaxpretrain.objectives.mcbert import MCBERT
 from jaxpretrain.training.workdir import notes_of_run
 
@@ -41,43 +39,6 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the masks and draws of --quiz.")
 JSON = flags.DEFINE_bool("json", False, "One JSON object a line.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; default the best one, else the newest.")
 BATCH = flags.DEFINE_integer("batch_size", 32, "Sentences at a time.", lower_bound=1)
-
-
-def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
-    """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
-    rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
-
-    @jax.jit
-    def best(tokens: Array, positions: Array) -> tuple[Array, Array]:
-        logits = run.objective.fill(run.params, tokens, positions)
-        special = jnp.arange(logits.shape[-1]) <= NEITHER
-        return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
-
-    answers: list[list[dict[str, float]]] = []
-    for tokens in batches(rows, batch_size, max_positions(run.config)):
-        masks = [np.flatnonzero(row == MASK) for row in tokens]
-        positions = np.zeros((len(tokens), max(1, *map(len, masks))), np.int32)
-        for row, found in zip(positions, masks, strict=True):
-            row[: len(found)] = found
-        probabilities, pieces = jax.device_get(best(tokens, positions))
-        for i, found in enumerate(masks):
-            answers.append(
-                [
-                    {
-                        shown(run.tokenizer, piece): float(p)
-                        for piece, p in zip(pieces[i, j], probabilities[i, j], strict=True)
-                    }
-                    for j in range(len(found))
-                ]
-            )
-    return answers
-
-
-def shown(tokenizer: Tokenizer, piece: int) -> str:
-    """A piece as a person reads it: no mark for the space before it, a hyphen where it goes on inside a word."""
-    text = tokenizer.id_to_piece(int(piece))
-    bare = text.removeprefix("▁") or text
-    return f"-{bare}" if bare == text and text.isalnum() else bare
 
 
 def nearest_notes(workdir: epath.PathLike, words: Sequence[str], top: int, step: int | None = None) -> list[dict]:

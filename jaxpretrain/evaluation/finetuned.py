@@ -15,6 +15,7 @@ from jaxpretrain.data.tokenizer import Tokenizer
 from jaxpretrain.evaluation.finetuning import Finetuner, Result, Trial, all_outputs, for_one
 from jaxpretrain.evaluation.labelled import bucketed
 from jaxpretrain.evaluation.tasks import Examples, Task
+from jaxpretrain.interop.foreign_tokenizer import load_tokenizer
 from jaxpretrain.notes import Notes
 from jaxpretrain.training.checkpoint import Checkpointer, restore_params
 
@@ -149,7 +150,7 @@ def load_finetuned(workdir: epath.PathLike) -> Finetuned:
     if not (workdir / FILE_NAME).exists():
         raise ConfigError(f"--workdir={workdir}: no {FILE_NAME} there; give a folder that jaxpretrain.finetune wrote")
     finetuner = _read(workdir)
-    tokenizer = Tokenizer.load(str(workdir))
+    tokenizer = load_tokenizer(workdir)
     stored, _ = restore_params(workdir / "checkpoints", "best")
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     fresh = jax.eval_shape(

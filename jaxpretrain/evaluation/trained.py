@@ -11,7 +11,8 @@ from etils import epath
 from jax import Array
 
 from jaxpretrain.config import Config, ConfigError, max_positions
-from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
+from jaxpretrain.interop.foreign_tokenizer import load_tokenizer
 from jaxpretrain.objectives import Objective, build
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import read_config
@@ -45,7 +46,7 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     config = read_config(workdir)
     if config is None:
         raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
-    tokenizer = Tokenizer.load(str(workdir))
+    tokenizer = load_tokenizer(workdir)
     stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
     objective = build(config, tokenizer.vocab_size)
     # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
@@ -96,3 +97,40 @@ def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarra
         vectors = encode(tokens).astype(jnp.float32)
         found.append(np.asarray((vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)))
     return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
+
+
+def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
+    """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
+    rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
+
+    @jax.jit
+    def best(tokens: Array, positions: Array) -> tuple[Array, Array]:
+        logits = run.objective.fill(run.params, tokens, positions)
+        special = jnp.arange(logits.shape[-1]) <= NEITHER
+        return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
+
+    answers: list[list[dict[str, float]]] = []
+    for tokens in batches(rows, batch_size, max_positions(run.config)):
+        masks = [np.flatnonzero(row == MASK) for row in tokens]
+        positions = np.zeros((len(tokens), max(1, *map(len, masks))), np.int32)
+        for row, found in zip(positions, masks, strict=True):
+            row[: len(found)] = found
+        probabilities, pieces = jax.device_get(best(tokens, positions))
+        for i, found in enumerate(masks):
+            answers.append(
+                [
+                    {
+                        shown(run.tokenizer, piece): float(p)
+                        for piece, p in zip(pieces[i, j], probabilities[i, j], strict=True)
+                    }
+                    for j in range(len(found))
+                ]
+            )
+    return answers
+
+
+def shown(tokenizer: Tokenizer, piece: int) -> str:
+    """A piece as a person reads it: no mark for the space before it, a hyphen where it goes on inside a word."""
+    text = tokenizer.id_to_piece(int(piece))
+    bare = text.removeprefix("▁") or text
+    return f"-{bare}" if bare == text and text.isalnum() else bare

@@ -1,4 +1,4 @@
-"""Models that Hugging Face transformers saved: `config.json` and `model.safetensors` to our parameters."""
+"""Models that Hugging Face transformers saved: `config.json` and the weights beside it to our parameters."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxpretrain.config import ConfigError, ModelConfig
+from jaxpretrain.interop import pickled
 from jaxpretrain.interop.weights import (
     Params,
     State,
@@ -24,6 +25,7 @@ from jaxpretrain.interop.weights import (
 )
 
 BERT, GENERATOR, DISCRIMINATOR = "BertForMaskedLM", "ElectraForMaskedLM", "ElectraForPreTraining"
+BERT_WITH_PAIRS = "BertForPreTraining"  # has a classifier of sentence pairs besides, which is left out
 
 # What older files hold besides, and these models do not need: a classifier over [CLS], and numbers 0, 1, 2, …
 NOT_NEEDED = ("bert.pooler.", "cls.seq_relationship.")
@@ -43,7 +45,7 @@ def load(folder: str | Path) -> tuple[ModelConfig, Params]:
     folder = Path(folder)
     values = read_config(folder / "config.json")
     try:
-        return from_state(values, read_weights(folder / "model.safetensors"))
+        return from_state(values, read_folder(folder))
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 
@@ -58,6 +60,8 @@ def architecture(values: dict[str, Any]) -> str:
     for name in (BERT, GENERATOR, DISCRIMINATOR):
         if names == [name]:
             return name
+    if names == [BERT_WITH_PAIRS]:
+        return BERT
     raise ConfigError(f"architectures={names!r}: must be one of {BERT}, {GENERATOR}, {DISCRIMINATOR}")
 
 
@@ -195,6 +199,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object")
     return values
+
+
+def read_folder(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder: of `model.safetensors`, else of the older `pytorch_model.bin`.
+
+    Raises:
+        ConfigError: there is neither, or it cannot be read.
+    """
+    older = folder / "pytorch_model.bin"
+    if (folder / "model.safetensors").exists() or not older.exists():
+        return read_weights(folder / "model.safetensors")
+    weights = pickled.read(older)
+    if not isinstance(weights, dict) or not all(isinstance(x, np.ndarray) for x in weights.values()):
+        raise ConfigError(f"{older.name}: must hold arrays by name")
+    return weights
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
