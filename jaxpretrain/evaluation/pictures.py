@@ -214,6 +214,7 @@ QUIZ_METRICS = (
     "eval/candidate_entropy",
     "eval/choice_accuracy",
     "eval/choice_accuracy_changed",
+    "eval/choice_accuracy_original",
     "eval/choice_accuracy_neither",
 )
 
@@ -276,6 +277,7 @@ def quiz_over_time(steps: np.ndarray, metrics: Mapping[str, np.ndarray]) -> Figu
         "eval/choice_accuracy": ("all", "-"),
         "eval/choice_accuracy_changed": ("where a piece was changed", "-"),
         "eval/choice_accuracy_neither": ("where none was", "-"),
+        "eval/choice_accuracy_original": ("where one was changed, <neither> aside", "-"),
         "eval/neither_share": ("to be beaten by all: always <neither>", ":"),
     }
     _lines(main, steps, metrics, answers)

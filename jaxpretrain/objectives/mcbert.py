@@ -150,12 +150,14 @@ class MCBERT:
             scores = jnp.where(repeated(questions, batch["tokens"]), -jnp.inf, scores)
         nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), questions.answers[..., None], -1)[..., 0]
         right = (scores.argmax(-1) == questions.answers).astype(nll.dtype)
+        original = (scores[..., 1:].argmax(-1) == 0).astype(nll.dtype)  # <neither> aside: it is right so often
         asked = (batch["asked"] > 0).astype(nll.dtype)
         changed = asked * questions.answers
         metrics |= notes_metrics | {
             "choice_loss": ((nll * asked).sum(), asked.sum()),
             "choice_accuracy": ((right * asked).sum(), asked.sum()),
             "choice_accuracy_changed": ((right * changed).sum(), changed.sum()),
+            "choice_accuracy_original": ((original * changed).sum(), changed.sum()),
             "choice_accuracy_neither": ((right * (asked - changed)).sum(), (asked - changed).sum()),
             "neither_share": ((asked - changed).sum(), asked.sum()),
             "candidate_entropy": ((entropy * chosen).sum(), chosen.sum()),

@@ -220,6 +220,7 @@ def test_the_quiz():
         "choice_accuracy": main["all"],
         "choice_accuracy_changed": main["where a piece was changed"],
         "choice_accuracy_neither": main["where none was"],
+        "choice_accuracy_original": main["where one was changed, <neither> aside"],
     }
     for name, drawn in found.items():
         values = metrics[f"eval/{name}"]

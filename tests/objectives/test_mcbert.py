@@ -150,7 +150,7 @@ def test_loss_and_metrics_are_those_of_the_scores(monkeypatch: pytest.MonkeyPatc
     tokens, masked = np.asarray(batch["tokens"]), np.asarray(batch["inputs"]) == MASK
     assert samples.shape == (ROWS, LENGTH, DRAWS)
     scores = np.asarray(objective.choice_scores(params, aux.contexts, questions.candidates), np.float64)
-    mlm, choice, right, kinds, entropy, fill_right = [], [], [], [], [], []
+    mlm, choice, right, original, kinds, entropy, fill_right = [], [], [], [], [], [], []
     logits = np.asarray(objective.fill(params, batch["inputs"], jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)))
     for row, place in np.ndindex(tokens.shape):
         if masked[row, place]:
@@ -170,8 +170,9 @@ def test_loss_and_metrics_are_those_of_the_scores(monkeypatch: pytest.MonkeyPatc
             options[copies] = -np.inf
         choice.append(-log_softmax(options)[answer])
         right.append(options.argmax() == answer)
+        original.append(options[1:].argmax() == 0)
         kinds.append(answer)
-    right, kinds = np.array(right), np.array(kinds)
+    right, original, kinds = np.array(right), np.array(original), np.array(kinds)
     assert {0, 1} == set(kinds.tolist())
     expected = {
         "mlm_loss": (np.sum(mlm), len(mlm)),
@@ -181,6 +182,7 @@ def test_loss_and_metrics_are_those_of_the_scores(monkeypatch: pytest.MonkeyPatc
         "choice_loss": (np.sum(choice), len(choice)),
         "choice_accuracy": (right.sum(), len(right)),
         "choice_accuracy_changed": (right[kinds == 1].sum(), (kinds == 1).sum()),
+        "choice_accuracy_original": (original[kinds == 1].sum(), (kinds == 1).sum()),
         "choice_accuracy_neither": (right[kinds == 0].sum(), (kinds == 0).sum()),
         "neither_share": ((kinds == 0).sum(), len(kinds)),
     }
