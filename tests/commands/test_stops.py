@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +15,12 @@ import pytest
 from jaxpretrain.training import metrics
 from jaxpretrain.training.checkpoint import restore_params
 
-# Long enough to be met in the middle.
-LONG = ("--config.train.steps=300", "--config.train.log_every=1", "--config.eval.every=0")
+# Long enough to be met in the middle; and every word has a note.
+LONG = (
+    *("--config.train.steps=300", "--config.train.log_every=1", "--config.eval.every=0"),
+    *("--config.notes.enabled=true", "--config.notes.single_piece=true"),
+    *("--config.notes.min_count=1", "--config.notes.max_count=100000"),
+)
 
 
 def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
@@ -26,7 +31,7 @@ def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> N
 
 def result_of(workdir: Path) -> tuple:
     """Everything that must not depend on where a run was stopped."""
-    parts = [restore_params(workdir / "checkpoints", 300, subtree=part)[0] for part in ("params", "opt_state")]
+    parts = [restore_params(workdir / "checkpoints", 300, subtree=part)[0] for part in ("params", "opt_state", "notes")]
     times = ("speed/", "total/seconds")
     lines = [{k: v for k, v in line.items() if not k.startswith(times)} for line in metrics.read(workdir)]
     return parts, lines, json.loads((workdir / "DONE").read_text())
@@ -55,10 +60,17 @@ def test_killed_in_mid_run_and_started_again(undisturbed: tuple, command, start,
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "run" / "DONE").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "elsewhere")
     done = run(args)
     assert done.code == 0, done.err
     assert re.search(r"goes on from step \d+0\b", done.out)
     assert_same(result_of(tmp_path / "run"), undisturbed)
+    # On two devices, to rounding.
+    done = run(command("train", "--workdir", tmp_path / "elsewhere", *LONG), devices=2)
+    assert done.code == 0, done.err
+    for here, there in zip(result_of(tmp_path / "elsewhere")[0], undisturbed[0], strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), here, there)
+    assert (undisturbed[0][2]["written"] >= 0).any()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
