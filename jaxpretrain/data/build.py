@@ -34,6 +34,7 @@ from jaxpretrain.data import passes, rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.corpus import Unit
 from jaxpretrain.data.prepared import FORMAT, Corpus, RareWords, digest_of, digest_of_file, load, occurrences_name
+from jaxpretrain.data.sources import pydocs
 
 _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
 _ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
@@ -171,7 +172,7 @@ def _build(
         encoded = _over_units(
             passes.encode_unit, [(unit, i, scratch, below) for i, unit in enumerate(units)], pool, "encoding", progress
         )
-    (scratch / "python-docs.txt").unlink(missing_ok=True)
+    (scratch / pydocs.FILE_NAME).unlink(missing_ok=True)
     np.save(scratch / "counts.npy", sum((unit.counts for unit in encoded), np.zeros(tokenizer.vocab_size, np.int64)))
     files = {name: digest_of_file(scratch / name) for name in (tokenizers.FILE_NAME, "counts.npy")}
     for unit in encoded:

@@ -5,6 +5,7 @@ import pytest
 
 from jaxpretrain.config import DataConfig, NotesConfig
 from jaxpretrain.data.build import prepare
+from jaxpretrain.data.corpus import documents, plan, resolve
 from jaxpretrain.data.prepared import Corpus
 
 WORDS = [
@@ -50,6 +51,12 @@ def paragraphs(count: int, seed: int = 0) -> list[str]:
         f"The {' and the '.join(rng.choices(WORDS, k=rng.randint(3, 30)))} of number {i}, said the {rng.choice(WORDS)}."
         for i in range(count)
     ]
+
+
+def read(source: str, tmp_path: Path, warnings: list[str] | None = None) -> list[str]:
+    """All documents of a source."""
+    units = plan(resolve(source), tmp_path, None)
+    return [document for unit in units for document in documents(unit, [] if warnings is None else warnings)]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.pydocs import modules, paragraphs_of
+from jaxpretrain.data.sources.pydocs import modules, paragraphs_of
 from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES, Tokenizer
 from jaxpretrain.evaluation.trained import to_ids
 from jaxpretrain.interop.fast_tokenizer import tokenizer_json

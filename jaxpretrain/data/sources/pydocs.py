@@ -12,6 +12,7 @@ import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,8 @@ DISTRIBUTIONS = (
     "treescope",
     "zstandard",
 )
+
+FILE_NAME = "python-docs.txt"
 
 _SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = ("pydoc_data/topics.py", "pydoc_data/module_docs.py")
@@ -120,6 +123,20 @@ def identity() -> list[str]:
     return [f"python=={platform.python_version()}"] + [
         f"{name}=={version}" for name in DISTRIBUTIONS if (version := _version(name))
     ]
+
+
+def gather(scratch: Path, pool: Executor | None) -> Path:
+    """Writes the prose into one text file; what was said before is dropped, in the order of the files."""
+    sources = modules()
+    found = pool.map(paragraphs_of, sources, chunksize=32) if pool else map(paragraphs_of, sources)
+    seen = Seen()
+    path = scratch / FILE_NAME
+    with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        for texts in found:
+            for document in texts:
+                if new := [paragraph for paragraph in document if seen.add(paragraph)]:
+                    file.write("\n".join(new) + "\n\n")
+    return path
 
 
 def modules() -> list[Path]:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxpretrain.data import pydocs
-from jaxpretrain.data.pydocs import Seen, paragraphs_of
+from jaxpretrain.data.sources import pydocs
+from jaxpretrain.data.sources.pydocs import Seen, paragraphs_of
 
 MODULE = '''
 """Tools for the reading of letters and the keeping of books.

@@ -1,0 +1,117 @@
+"""Files on disk, plain or compressed: finding them, cutting them into byte ranges, reading these block by block."""
+
+import bz2
+import glob
+import gzip
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import zstandard
+
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.source import Part
+
+BLOCK = 1 << 20  # bytes read at a time
+_ZST_BLOCK = 1 << 16  # compressed bytes at a time: they may hold a thousand times as much
+_COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
+_RATIO = 4  # text is about this many times larger than its compressed file
+
+
+def find(kind: str, value: str, pattern: str) -> Part:
+    """The part of a source that is the files of a glob.
+
+    Raises:
+        ConfigError: when no file matches.
+    """
+    files = sorted(file for file in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(file))
+    if not files:
+        raise ConfigError(f"data.source='{kind}:{value}': no file matches")
+    found = tuple((file, status.st_size, status.st_mtime_ns) for file in files if (status := os.stat(file)))
+    return Part(kind, value, found, tuple(files))
+
+
+def text_size(path: str) -> int:
+    """Bytes of text in a file, an estimate if it is compressed."""
+    return os.path.getsize(path) * (_RATIO if path.endswith(_COMPRESSED) else 1)
+
+
+def cut(
+    path: str, unit_bytes: int, next_cut: Callable[[IO[bytes], int, int], int]
+) -> Iterator[tuple[str, int, int, int]]:
+    """Byte ranges of about `unit_bytes`: path, start, end, size of the text. A compressed file stays whole, its end 0.
+
+    Args:
+        next_cut: of the file, a position in it and its size: where the text may be cut after that position.
+    """
+    if path.endswith(_COMPRESSED):
+        yield path, 0, 0, text_size(path)
+        return
+    size = os.path.getsize(path)
+    start = 0
+    with opened(path, lambda: open(path, "rb")) as file:
+        while start < size:
+            position = start + unit_bytes
+            end = next_cut(file, position, size) if position < size else size
+            yield path, start, end, end - start
+            start = end
+
+
+def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
+    """A range of a plain file as it is, or with `end` 0 a whole file, decompressed.
+
+    Raises:
+        ConfigError: when the file cannot be read or is damaged.
+    """
+    if path.endswith(".zst"):
+        yield from _zst_blocks(path)
+        return
+    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    opener = openers.get(os.path.splitext(path)[1], open)
+    with opened(path, lambda: opener(path, "rb")) as file:
+        if start:
+            file.seek(start)
+        left = end - start if end else -1
+        while left:
+            try:
+                block = file.read(BLOCK if left < 0 else min(BLOCK, left))
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                raise ConfigError(f"data.source: {path} is damaged: {error}") from error
+            if not block:
+                return
+            left -= len(block) if left > 0 else 0
+            yield block
+
+
+def _zst_blocks(path: str) -> Iterator[bytes]:
+    """The frames of a .zst file. zstandard's own reader takes a file that was cut off, or the first frame, for all."""
+    frame = None
+    with opened(path, lambda: open(path, "rb")) as file:
+        while data := file.read(_ZST_BLOCK):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    text = frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise ConfigError(f"data.source: {path} is damaged: {error}") from error
+                data = b""
+                if frame.eof:
+                    data, frame = frame.unused_data, None
+                if text:
+                    yield text
+    if frame:
+        raise ConfigError(f"data.source: {path} is damaged: it ends in the middle of a frame")
+
+
+def opened(path: str, opener: Callable[[], Any]) -> IO[bytes]:
+    """What the opener returns.
+
+    Raises:
+        ConfigError: when the file cannot be opened.
+    """
+    try:
+        return opener()
+    except OSError as error:
+        raise ConfigError(f"data.source: cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,133 @@
+"""`tfds:NAME[@SPLIT]`: TensorFlow Datasets, through ArrayRecord and without TensorFlow."""
+
+import contextlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.source import Part, cut_document
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of a prepared split."""
+
+    folder: str
+    split: str
+    feature: str
+    start: int
+    end: int
+    size: int
+
+    def documents(self, warnings: list[str]) -> Iterator[str]:
+        """One per record, or more if it is too long."""
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(self.folder)
+        records = builder.as_data_source(split=self.split)
+        for index in range(self.start, self.end):
+            value = records[index][self.feature]
+            yield from cut_document(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+
+
+def resolve(value: str) -> Part:
+    """Finds the data set.
+
+    Raises:
+        ConfigError: when there is none of this name.
+    """
+    name, split = _name_and_split(value)
+    return Part("tfds", value, (_builder(name).info.full_name, split))
+
+
+def pieces(part: Part, unit_bytes: int) -> Iterator[Records]:
+    """Cuts the split into ranges of records; the data set is prepared if TFDS has not yet.
+
+    Raises:
+        ConfigError: when it cannot be prepared, has no such split or no text.
+    """
+    name, split = _name_and_split(part.value)
+    builder = _builder(name)
+    _prepare_data_set(builder, name)
+    feature = _text_feature(builder, name)
+    try:
+        info = builder.info.splits[split]
+    except (KeyError, ValueError) as error:
+        choices = ", ".join(builder.info.splits)
+        raise ConfigError(f"data.source='tfds:{part.value}': split {split!r} is not one of {choices}") from error
+    total, size = info.num_examples, max(info.num_bytes, 1)
+    step = max(1, total * unit_bytes // size)
+    for start in range(0, total, step):
+        end = min(total, start + step)
+        yield Records(str(builder.data_dir), split, feature, start, end, size * (end - start) // total)
+
+
+def _name_and_split(value: str) -> tuple[str, str]:
+    name, _, split = value.partition("@")
+    return name, split or "train"
+
+
+def _builder(name: str) -> Any:
+    """The builder of a data set.
+
+    Raises:
+        ConfigError: when there is none of this name.
+    """
+    import tensorflow_datasets as tfds  # slow to import, and few runs need it
+
+    top = re.split(r"[/:]", name)[0]
+    for room in ("text", "translate", "question_answering", "summarization"):
+        # Builders of the older kind are found only after their module was imported.
+        try:
+            importlib.import_module(f"tensorflow_datasets.{room}.{top}")
+        except ModuleNotFoundError:
+            continue
+    try:
+        with contextlib.suppress(tfds.core.DatasetNotFoundError):
+            return tfds.builder(name, file_format="array_record", try_gcs=False)
+        return tfds.builder(name, try_gcs=False)  # one whose code is elsewhere: read from its prepared files
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"data.source='tfds:{name}': {_first_line(error)}") from error
+
+
+def _prepare_data_set(builder: Any, name: str) -> None:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    if builder.is_prepared():
+        return
+    if isinstance(builder, tfds.core.BeamBasedBuilder):
+        # Asked before the download: the builder itself would find out hours later.
+        for module in ("apache_beam", "mwparserfromhell"):
+            if not importlib.util.find_spec(module):
+                raise ConfigError(
+                    f"data.source='tfds:{name}' must be generated first, and that needs {module}: "
+                    "pip install 'jaxpretrain[wikipedia]'"
+                )
+    try:
+        builder.download_and_prepare()
+    except ImportError as error:
+        raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {_first_line(error)}") from error
+    except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
+        raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {_first_line(error)}") from error
+
+
+def _text_feature(builder: Any, name: str) -> str:
+    import tensorflow_datasets as tfds
+
+    texts = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
+    if "text" in texts:
+        return "text"
+    if len(texts) != 1:
+        choices = ", ".join(texts) or "none"
+        raise ConfigError(f"data.source='tfds:{name}': needs one text feature, or one named 'text'; it has {choices}")
+    return texts[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,114 @@
+import bz2
+import gzip
+import lzma
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data import corpus
+from jaxpretrain.data.corpus import documents, plan, resolve
+from jaxpretrain.data.sources import files, text_files
+from tests.data.conftest import read
+
+
+def test_a_blank_line_ends_a_document(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\ntwo\n\n \t\n\nthree\r\n\r\nfour".encode())
+    assert [d.split() for d in read(f"text:{path}", tmp_path)] == [["one", "two"], ["three"], ["four"]]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open), (".zst", zstandard.open), (".bz2", bz2.open)]
+)
+def test_compressed_files(tmp_path: Path, suffix: str, opener: Any):
+    path = tmp_path / f"a.txt{suffix}"
+    with opener(path, "wb") as file:
+        file.write("grün\n\nblau".encode())
+    assert read(f"text:{path}", tmp_path) == ["grün", "blau"]
+    data = path.read_bytes()
+    path.write_bytes(data[:-5])
+    with pytest.raises(ConfigError, match=rf"{path} is damaged"):
+        read(f"text:{path}", tmp_path)
+    path.write_bytes(b"no such format")
+    with pytest.raises(ConfigError, match=rf"{path} is damaged"):
+        read(f"text:{path}", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\0\0\x1a" * 10, os.urandom(5000), "wide".encode("utf-16")])
+def test_binary_files(tmp_path: Path, content: bytes):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{path} is binary, or text in another encoding than UTF-8"):
+        read(f"text:{path}", tmp_path)
+
+
+def test_a_few_bad_bytes_are_replaced_and_counted(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 and na\xefve" + b" words" * 20)
+    warnings: list[str] = []
+    assert read(f"text:{path}", tmp_path, warnings)[0].startswith("caf\ufffd and na\ufffdve")
+    assert warnings == [f"{path}: 2 characters are not UTF-8 and were replaced"]
+
+
+def test_an_unreadable_file(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    parts = resolve(f"text:{path}")
+    units = plan(parts, tmp_path, None)
+    path.unlink()
+    with pytest.raises(ConfigError, match=rf"cannot read {path}: No such file"):
+        list(documents(units[0], []))
+
+
+def test_a_long_line_is_cut_at_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_files, "LONGEST_DOCUMENT", 1000)
+    monkeypatch.setattr(files, "BLOCK", 300)
+    path = tmp_path / "a.txt"
+    text = "".join(f"word{i} " for i in range(2000))
+    path.write_text(text)
+    found = read(f"text:{path}", tmp_path)
+    assert "".join(found).split() == text.split()
+    assert len(found) > 10
+    assert max(map(len, found)) <= 1001
+    path.write_text("語" * 5000)
+    assert [len(d) for d in read(f"text:{path}", tmp_path)] == [1000] * 5
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n", "\n \n"])
+def test_cut_files_hold_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str):
+    path = tmp_path / "a.txt"
+    expected = [f"document {i}\nsecond line " + "é" * (i % 50) for i in range(500)]
+    path.write_bytes(separator.join(expected).encode())
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 700)
+    units = plan(resolve(f"text:{path}"), tmp_path, None)
+    assert len(units) > 20
+    assert [d.strip() for unit in units for d in documents(unit, [])] == [d.strip() for d in expected]
+
+
+def test_a_file_without_lines_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.txt"
+    path.write_text("é語𝒳" * 1000)
+    monkeypatch.setattr(corpus, "UNIT_BYTES", 700)
+    monkeypatch.setattr(files, "BLOCK", 100)
+    found = read(f"text:{path}", tmp_path)
+    assert len(found) > 10
+    assert "".join(found) == "é語𝒳" * 1000
+
+
+def test_zst_files_of_several_frames(tmp_path: Path):
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"".join(zstandard.compress(f"document {i}\n\n".encode()) for i in range(3)))
+    assert read(f"text:{path}", tmp_path) == ["document 0", "document 1", "document 2"]
+
+
+@pytest.mark.parametrize("cut", [1, 100, 3000])
+def test_a_zst_file_that_was_cut_off(tmp_path: Path, cut: int):
+    path = tmp_path / "a.txt.zst"
+    whole = zstandard.compress(b"document\n\n") + zstandard.compress(os.urandom(2000).hex().encode())
+    path.write_bytes(whole[:-cut] if cut < len(whole) else whole[:7])
+    with pytest.raises(ConfigError, match=rf"{path} is damaged: it ends in the middle of a frame"):
+        read(f"text:{path}", tmp_path)
