@@ -88,14 +88,19 @@ def encoder_of(run: Trained) -> Callable[[np.ndarray], Array]:
     return encode
 
 
+def mean_of_pieces(vectors: Array, tokens: Array | np.ndarray) -> Array:
+    """Sentence vectors: contextual ones, [B, T, hidden], averaged over the pieces of the text; float32 [B, hidden]."""
+    here = ((tokens != PAD) & (tokens != CLS) & (tokens != SEP)).astype(jnp.float32)
+    vectors = vectors.astype(jnp.float32)
+    return (vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)
+
+
 def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
     """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
     encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     found = []
     for tokens in batches(rows, batch_size, max_positions(run.config)):
-        here = jnp.asarray((tokens != PAD) & (tokens != CLS) & (tokens != SEP), jnp.float32)
-        vectors = encode(tokens).astype(jnp.float32)
-        found.append(np.asarray((vectors * here[..., None]).sum(1) / jnp.maximum(here.sum(1, keepdims=True), 1)))
+        found.append(np.asarray(mean_of_pieces(encode(tokens), tokens)))
     return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
 
 

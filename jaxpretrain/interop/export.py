@@ -7,6 +7,8 @@ Absolute positions are stock BERT and ELECTRA, without any code of ours. The oth
 import importlib.resources
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,23 +82,37 @@ def export(run: Trained, workdir: str | Path, folder: str | Path) -> list[Networ
     Raises:
         ConfigError: the folder holds something, or the tokenizer cannot be expressed.
     """
+    with written_whole(folder) as partial:
+        fast = tokenizer_json(run.tokenizer)
+        found = networks(run)
+        for network in found:
+            write_network(network, run.tokenizer, fast, partial / network.folder)
+        text = model_card(run.config, workdir, run.step, [(n.folder, class_of(n), n.auto) for n in found])
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        write_json(partial / "jaxpretrain.json", to_dict(run.config))
+    return found
+
+
+@contextmanager
+def written_whole(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` at the end and vanishes if something fails.
+
+    Raises:
+        ConfigError: `folder` holds something.
+    """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty; give a new folder")
-    fast = tokenizer_json(run.tokenizer)
-    found = networks(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for network in found:
-        write_network(network, run.tokenizer, fast, partial / network.folder)
-    text = model_card(run.config, workdir, run.step, [(n.folder, class_of(n), n.auto) for n in found])
-    (partial / "README.md").write_text(text, encoding="utf-8")
-    write_json(partial / "jaxpretrain.json", to_dict(run.config))
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
-    return found
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def networks(run: Trained) -> list[Network]:
@@ -147,7 +163,7 @@ def class_of(network: Network) -> str:
 
 def write_network(network: Network, tokenizer: Tokenizer, fast: dict[str, Any], folder: Path) -> None:
     """Writes config, weights and tokenizer of a network, and the code that it needs."""
-    folder.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     values, state = describe(network, class_of(network), tokenizer.vocab_size)
     write_json(folder / "config.json", values)
     weights = folder / "model.safetensors"

@@ -59,7 +59,7 @@ class Embedder(nn.Module):
         width = config.embedding or config.hidden
         x = self.param("tokens", init, (self.vocab_size, width))[tokens]
         if added_to_input(config.position):
-            x = x + self.param("positions", init, (self.max_positions, width))[: len(tokens)]
+            x = x + self.param("positions", init, (self.max_positions, width))[: tokens.shape[0]]
         if config.segments:
             x = x + self.param("segments", init, (config.segments, width))[segments]
         if notes is not None:

@@ -20,6 +20,15 @@ def test_a_run_becomes_a_folder_for_transformers(finished: Path, command, run, t
     assert "| mlm_loss |" in card  # what was measured at that step
 
 
+def test_a_run_becomes_programs(finished: Path, command, run, tmp_path: Path) -> None:
+    done = run(command("convert", "--to_stablehlo", finished, tmp_path / "out", "--step", 10))
+    assert done.code == 0, done.err
+    assert "out/embed.stablehlo" in done.out
+    assert "from step 10 of" in done.out
+    assert "Step 10 of the run" in (tmp_path / "out" / "README.md").read_text()
+    assert "is not empty" in run(command("convert", "--to_stablehlo", finished, tmp_path / "out")).error()
+
+
 def test_a_foreign_model_becomes_a_run(command, run, tmp_path: Path) -> None:
     shutil.copytree(PARITY / "hf_bert_mlm", tmp_path / "bert")
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog"]
@@ -37,6 +46,8 @@ def test_a_foreign_model_becomes_a_run(command, run, tmp_path: Path) -> None:
     ("args", "part"),
     [
         ([], "give one of --to_huggingface RUN"),
+        (["--from_huggingface", "x", "out", "--step", "3"], "--step: goes with --to_huggingface and --to_stablehlo"),
+        (["--to_stablehlo", "x"], "give OUT_FOLDER after it, not 0 arguments"),
         (["--from_official", "x.pt", "out"], "give DICT and OUT_WORKDIR after it, not 1 arguments"),
         (["--from_huggingface", "/nowhere", "out"], "/nowhere/config.json: cannot be read"),
     ],
