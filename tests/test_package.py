@@ -20,40 +20,76 @@ pytestmark = pytest.mark.quick
 
 IMPORT_ALL = """
 import importlib, json, sys
-for name in sys.argv[1:]:
+
+class Refuse:
+    # Packages that cannot be had, and the modules that ask for them. A dependency may ask: tensorboardX does.
+    def find_spec(self, name, path=None, target=None):
+        if name in refused:
+            frame = sys._getframe(1)
+            while frame.f_globals["__name__"].startswith("importlib"):
+                frame = frame.f_back
+            asking.append(frame.f_globals["__name__"])
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+refused, modules, asking = sys.argv[1].split(","), sys.argv[2:], []
+sys.meta_path.insert(0, Refuse())
+for name in modules:
     importlib.import_module(name)
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+print(json.dumps([sorted({name.partition(".")[0] for name in sys.modules}), asking]))
 """
+HEAVY = ("tensorflow", "torch", "keras", "apache_beam")
 
 
-def packages_loaded_by(*modules: str) -> set[str]:
-    """Top-level packages in memory after importing `modules` in a fresh interpreter."""
-    command = [sys.executable, "-c", IMPORT_ALL, *modules]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def imported(*modules: str, folder: Path | None = None) -> tuple[set[str], list[str]]:
+    """Imports modules in a fresh interpreter that has none of the heavy packages, installed or not.
+
+    Returns:
+        The top-level packages in memory then, and the modules that asked for a heavy one.
+    """
+    command = [sys.executable, "-c", IMPORT_ALL, ",".join(HEAVY), *modules]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    packages, asking = json.loads(done.stdout.splitlines()[-1])
+    return set(packages), asking
+
+
+def assert_light(*modules: str, folder: Path | None = None) -> None:
+    """Modules import without a heavy package, and none of ours asks for one."""
+    packages, asking = imported(*modules, folder=folder)
+    assert not packages & set(HEAVY)
+    assert not [name for name in asking if name.partition(".")[0] in ("jaxpretrain", *modules)]
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(jaxpretrain.__path__, "jaxpretrain.")]
 COMMANDS = [name for name in MODULES if "flags.DEFINE" in Path(importlib.util.find_spec(name).origin).read_text()]
-HEAVY = {"tensorflow", "torch", "keras", "apache_beam"}
 
 
 def test_library_imports_without_tensorflow_or_torch():
     library = [name for name in MODULES if name not in COMMANDS]
     assert "jaxpretrain.config" in library
-    assert not packages_loaded_by(*library) & HEAVY
+    assert_light(*library)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_imports_without_tensorflow_or_torch(command: str):
     # One at a time: commands are programs of their own, and may give the same name to a flag.
-    assert not packages_loaded_by(command) & HEAVY
+    assert_light(command)
+
+
+@pytest.mark.parametrize("line", ["import torch", "import torch.nn", "from tensorflow import io"])
+def test_a_module_that_needs_them_is_noticed(line: str, tmp_path: Path):
+    (tmp_path / "needs.py").write_text(line)
+    with pytest.raises(AssertionError, match="No module named"):
+        assert_light("needs", folder=tmp_path)
+    (tmp_path / "asks.py").write_text(f"try:\n    {line}\nexcept ImportError:\n    pass")
+    with pytest.raises(AssertionError, match="asks"):
+        assert_light("asks", folder=tmp_path)
 
 
 def test_package_and_config_import_without_jax():
     # `--help` and a mistake in a config are answered at once; jax takes seconds.
-    assert not packages_loaded_by("jaxpretrain", "jaxpretrain.config") & {"jax", "flax", "orbax", "tensorflow_datasets"}
+    packages, _ = imported("jaxpretrain", "jaxpretrain.config")
+    assert not packages & {"jax", "flax", "orbax", "tensorflow_datasets"}
 
 
 def test_installed_version_is_the_one_of_this_checkout():
