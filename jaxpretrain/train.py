@@ -42,6 +42,7 @@ from jaxpretrain.training.signals import Signals
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 from jaxpretrain.training.workdir import (
+    check_pieces,
     check_resume,
     corpus_marks,
     locked,
@@ -96,6 +97,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     else:
         state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
         if config.init_from:
+            check_pieces(config.init_from, corpus)
             state = replace(state, params=params_of_run(config.init_from, like.params))
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import sentencepiece
+from etils import epath
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
@@ -69,13 +70,13 @@ class Tokenizer:
         self._ids_of_chunk = Cache(self._encode_chunk)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: epath.PathLike) -> "Tokenizer":
         """Reads a tokenizer that this package wrote: the file, or the folder it lies in.
 
         Raises:
             ConfigError: when the file is missing or something else.
         """
-        path = Path(path)
+        path = epath.Path(path)
         path = path / FILE_NAME if path.is_dir() else path
         model = _read(path, "tokenizer")
         if not _parse(model, path, "tokenizer").normalizer_spec.name.startswith(_FORMAT + "/"):
@@ -260,14 +261,14 @@ def _write_seeds(path: Path, frequent: list[tuple[int, str]], characters: Counte
         file.writelines(f"{piece}\t{weight}\n" for weight, piece in weights)
 
 
-def _read(path: Path, field: str) -> bytes:
+def _read(path: Path | epath.Path, field: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{field}: cannot read {path}: {error.strerror}") from error
 
 
-def _parse(model: bytes, path: Path, field: str) -> Any:
+def _parse(model: bytes, path: Path | epath.Path, field: str) -> Any:
     try:
         parsed = _Model.FromString(model)
     except DecodeError as error:

@@ -130,7 +130,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
     """
     path = epath.Path(workdir) / FILE_NAME
     if not path.exists():
-        return Tokenizer.load(str(workdir))
+        return Tokenizer.load(workdir)
     foreign: Any = ForeignTokenizer(read_json(path))  # in a Tokenizer's place: it does what that does
     return foreign
 

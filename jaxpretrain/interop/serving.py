@@ -91,7 +91,7 @@ def serve(run: Trained, folder: str | Path) -> dict[str, Program]:
         write_json(partial / "jaxpretrain.json", to_dict(run.config))
         params, found = programs(run)
         weights, names = by_name(params)
-        np.savez(partial / WEIGHTS, **weights)
+        np.savez(partial / WEIGHTS, **weights)  # pyright: ignore[reportArgumentType]  # any name is free but allow_pickle
         letters = export.SymbolicScope([f"t <= {longest}"])
         for name, program in found.items():
             inputs = [

@@ -13,6 +13,7 @@ from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
 from jaxpretrain.data import rare_words
+from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.training.checkpoint import restore_params
 
@@ -103,10 +104,32 @@ def check_resume(config: Config, marks: dict[str, str], workdir: epath.Path, hos
             raise ConfigError(
                 f"data.source={config.data.source!r}: the {what} is not the one that {workdir} was trained on so far "
                 f"(fingerprint {mark[:12]}, was {host[name][:12]}): restore it, or start anew in another --workdir, "
-                f"with --config.init_from={workdir} to keep what was learnt"
+                f"with --config.init_from={workdir} --config.data.tokenizer={workdir / tokenizers.FILE_NAME} to keep "
+                f"what was learnt"
             )
     if step > config.train.steps:
         raise ConfigError(f"train.steps={config.train.steps}: {workdir} is already at step {step}; it can only go up")
+
+
+def check_pieces(workdir: str, corpus: Corpus) -> None:
+    """Whether the tables of another run have the corpus' pieces as their rows: equal shapes do not tell.
+
+    Raises:
+        ConfigError: they have not; it names the way out.
+    """
+    path = epath.Path(workdir) / tokenizers.FILE_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"init_from={workdir!r}: no {path.name} there: give the workdir of a run that jaxpretrain.train made; "
+            f"an imported model comes with a tokenizer of another kind, and can be fine-tuned only"
+        )
+    theirs, ours = (tokenizers.Tokenizer.load(file) for file in (path, corpus.tokenizer_path))
+    pieces, wanted = ([words.id_to_piece(i) for i in range(words.vocab_size)] for words in (theirs, ours))
+    if pieces != wanted:
+        raise ConfigError(
+            f"init_from={workdir!r}: its tokenizer has other pieces than the one of this run: "
+            f"go on with it by --config.data.tokenizer={path}"
+        )
 
 
 def params_of_run(workdir: str, like: Any) -> Any:

@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 
 from jaxpretrain import cli, train
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.build import prepare
 from jaxpretrain.data.tokenizer import Tokenizer
 from jaxpretrain.evaluation import heldout
 from jaxpretrain.training import metrics
@@ -204,6 +205,32 @@ def test_init_from_another_architecture_names_the_parameter(finished: Path, tiny
     config = tiny(**{"model.ffn": 128, "init_from": str(finished)})
     with pytest.raises(ConfigError, match=r"init_from=.*ffn_in/bias is \(1, 64\) there and \(1, 128\)"):
         run_train(config, tmp_path / "run")
+
+
+def test_init_from_on_other_text_goes_on_with_its_tokenizer(
+    finished: Path, text: Path, tiny, run_train, tmp_path: Path
+):
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text().translate(str.maketrans("aeiou", "eioua")))
+    fields = {"train.steps": 1, "optim.learning_rate": 1e-30, "optim.weight_decay": 0.0}
+    config = tiny(**fields, init_from=str(finished), **{"data.source": f"text:{other}"})
+    # Shapes would not tell.
+    assert prepare(config.data, config.notes, progress=False).vocab_size == Tokenizer.load(finished).vocab_size
+    with pytest.raises(ConfigError, match=r"init_from=.*other pieces.*--config\.data\.tokenizer=.*/tokenizer\.model"):
+        run_train(config, tmp_path / "run")
+    config.data.tokenizer = str(finished / "tokenizer.model")
+    run_train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "tokenizer.model").read_bytes() == (finished / "tokenizer.model").read_bytes()
+    best = state_of(finished, json.loads((finished / "DONE").read_text())["step"])["params"]
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "run", 1)["params"], best)
+
+
+def test_init_from_an_imported_model_is_refused(finished: Path, tiny, run_train, tmp_path: Path):
+    imported = tmp_path / "imported"
+    shutil.copytree(finished, imported)
+    (imported / "tokenizer.model").rename(imported / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"init_from=.*no tokenizer\.model there.*fine-tuned only"):
+        run_train(tiny(init_from=str(imported)), tmp_path / "run")
 
 
 # --- what must not be mixed ---
