@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.tokenizer import PAD
+from jaxpretrain.data.tokenizer import CLS, PAD
 from jaxpretrain.evaluation.trained import Trained, encoder_of, load_run, to_ids
 from jaxpretrain.interop import huggingface
 from jaxpretrain.interop.export import CODE, Network, export, networks
@@ -143,6 +143,41 @@ def test_the_encoder_and_a_classifier_open_it(exported, transformers, name: str)
     assert np.array_equal(  # loading left the trained weights alone
         classifier.get_input_embeddings().weight.detach().numpy(), run.params["encoder"]["embedder"]["tokens"]
     )
+
+
+@pytest.mark.parametrize("name", ["tupe-a", "tupe-r"])
+def test_our_classifier_learns(exported, transformers, name: str) -> None:
+    """A few steps of a plain loop, on texts in which a piece occurs or does not; every weight takes part."""
+    import torch
+
+    run, folder = exported(**RUNS[name])
+    auto = transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder, trust_remote_code=True, num_labels=2).train()
+    torch.manual_seed(0)
+    ids = np.random.default_rng(0).integers(7, run.tokenizer.vocab_size, (64, 40), np.int32)
+    labels = torch.arange(64) % 2
+    ids[:, 0], ids[1::2, 5], ids[:32, 30:] = CLS, 6, PAD
+    batch = {"input_ids": torch.tensor(ids).long(), "attention_mask": torch.tensor(ids != PAD).long()}
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    assert {"query.weight", "table.weight"} <= {key.split("positions.")[-1] for key in before}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        output = model(**batch, labels=labels)
+        output.loss.backward()
+        for key, weight in model.named_parameters():
+            assert weight.grad is not None, key
+            assert weight.grad.isfinite().all(), key
+        if not losses:
+            slopes = {key: weight.grad.abs().max().item() for key, weight in model.named_parameters()}
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[0] > 0.5
+    assert max(losses[-3:]) < 0.1
+    # A word's key may move along with all other keys of a head: no weight of the attention changes by it.
+    assert not [key for key, slope in slopes.items() if slope < 1e-6 and not key.endswith("key.bias")]
+    assert not [key for key, weight in model.named_parameters() if torch.equal(weight, before[key])]
 
 
 @pytest.mark.parametrize(

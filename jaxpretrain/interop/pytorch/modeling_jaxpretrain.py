@@ -7,7 +7,6 @@ Written to be read beside TUPE (arXiv 2006.15595). The score of query i for key 
 Everything but the first product holds no word: it is computed once, in `Positions`, and serves all layers.
 """
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,14 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 from .configuration_jaxpretrain import JaxPretrainConfig
 
 
-@functools.lru_cache(maxsize=16)
-def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """T5's bucket of each distance j - i, int [T, T].
+def relative_buckets(longest: int, buckets: int, max_distance: int) -> np.ndarray:
+    """T5's bucket of each distance j - i from -(longest - 1) to longest - 1, int [2 longest - 1].
 
     Half of the buckets are for keys after the query. Of either half, the first half holds one distance each; the second
     grows by a constant factor up to `max_distance`, beyond which all share the last.
     """
     half, exact = buckets // 2, buckets // 4
-    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.arange(1 - longest, longest)
     size = np.abs(distance)
     # float32 as in training: the bucket of a distance on a border depends on it.
     growth = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
@@ -92,10 +90,14 @@ class Positions(nn.Module):
 
     def relative_bias(self, length: int) -> Tensor:
         """T5's bias, [heads, T, T]: one learned value per bucket and head."""
-        buckets = self.config.relative_buckets
-        index = relative_buckets(length, buckets, self.config.relative_max_distance)
-        table = self.relative.weight
-        bias = table[torch.from_numpy(index).to(table.device)].permute(2, 0, 1)
+        table, buckets, longest = (
+            self.relative.weight,
+            self.config.relative_buckets,
+            self.config.max_position_embeddings,
+        )
+        found = torch.from_numpy(relative_buckets(longest, buckets, self.config.relative_max_distance)).to(table.device)
+        places = torch.arange(length, device=table.device)
+        bias = table[found[places - places[:, None] + longest - 1]].permute(2, 0, 1)
         return reset_cls(bias, table[buckets // 2], table[buckets]) if self.untie_cls else bias
 
 
@@ -154,7 +156,9 @@ class Layer(nn.Module):
         query, key, value = (y.view(batch, length, self.heads, -1).transpose(1, 2) for y in (query, key, value))
         dropout = self.attention_dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
-        attended = self.out(attended.transpose(1, 2).reshape(batch, length, hidden))
+        # The fused kernels have layouts of their own, which torch.export does not keep track of; it does of a copy.
+        attended = attended.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        attended = self.out(attended.view(batch, length, hidden))
         x = self.attention_norm(x + self.dropout(attended))
         inner = self.ffn_out(F.gelu(self.ffn_in(x)))
         return self.ffn_norm(x + self.dropout(inner))
