@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxpretrain.config import Config, ConfigError, FinetuneConfig, flatten, validate
+from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint_files import CheckpointError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -42,7 +44,10 @@ def recipe() -> Any:
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """Prints one line on stderr and ends the program."""
-    print(f"error: {_one_line(str(message))}", file=sys.stderr)
+    line = f"error: {_one_line(str(message))}"
+    if jax.distributed.is_initialized():
+        hosts.leave(line, code)
+    print(line, file=sys.stderr)
     # What a library has left half done (orbax, on a full disk) would say so once more, with stack traces, at the end.
     sys.unraisablehook = threading.excepthook = lambda _: None
     stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)

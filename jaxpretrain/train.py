@@ -17,10 +17,12 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from signal import SIGTERM
 from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 from etils import epath
 from tqdm import tqdm
 
@@ -31,7 +33,7 @@ from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
 from jaxpretrain.objectives import build
-from jaxpretrain.training import flops, sharding
+from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.compilation import use_compilation_cache
@@ -45,6 +47,7 @@ from jaxpretrain.training.workdir import (
     check_pieces,
     check_resume,
     corpus_marks,
+    digest,
     locked,
     open_workdir,
     params_of_run,
@@ -52,13 +55,23 @@ from jaxpretrain.training.workdir import (
     write_run_files,
 )
 
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, each with its own devices (docs/scale.md); jax finds the others."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where jax cannot find it.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, with --coordinator.")
+
 
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
+    if DISTRIBUTED.value or COORDINATOR.value:
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))
-    open_workdir(config, workdir)
-    with locked(workdir):
-        train(config, workdir)
+    with hosts.watched("start all of them again, and the run goes on from its last checkpoint"):
+        open_workdir(config, workdir)
+        with locked(workdir):
+            train(config, workdir)
 
 
 def train(config: Config, workdir: epath.Path) -> dict[str, float]:
@@ -78,9 +91,12 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
-    corpus = prepare(config.data, config.notes)
+    with hosts.first_one_first("for the corpus"):
+        corpus = prepare(config.data, config.notes, progress=hosts.first())
     config = with_budget(config, read_config(workdir), corpus, mesh)
     marks = corpus_marks(corpus, config)
+    for field, mark in {"data.source": marks["corpus"], "--config": digest(config)}.items():
+        hosts.check_same(field, mark)
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 
     # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.
@@ -106,8 +122,9 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         print(f"{workdir} is done: {steps} steps; more with --config.train.steps={2 * steps}")
         say_what_next(workdir, objective.headline, result)
         return result
-    done.unlink(missing_ok=True)
-    write_run_files(config, corpus, workdir)
+    if hosts.first():
+        done.unlink(missing_ok=True)
+        write_run_files(config, corpus, workdir)
 
     # Batches are a function of (seed, step): a resumed run goes on with the same sequence.
     batch_size, length = config.train.batch_size, config.data.sequence_length
@@ -115,7 +132,13 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     stream = train_batches(
         corpus, batch_size=batch_size, sequence_length=length, seed=config.train.seed, start=start, rows=rows
     )
-    batch = sharding.put_batch(next(stream), on_rows)
+
+    def next_batch(wish: int = hosts.GO_ON) -> dict[str, Any]:
+        """The next step's rows, and what this process wishes: the step tells all processes the highest wish."""
+        local = next(stream)
+        return sharding.put_batch(local | {"wishes": np.full(len(local["rows"]), wish, np.int8)}, on_rows)
+
+    batch = next_batch()
 
     # Compile ahead: what is wrong in shapes or memory shows now, and the table tells what is about to run.
     step_function = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
@@ -133,11 +156,15 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
     seconds = host["seconds"]  # of training alone, over all resumes
     result: dict[str, float] = {}
     on_screen = (objective.headline, "mlm_accuracy", "choice_accuracy", "discriminator_accuracy", "unigram_loss")
+    wish, saved_step = hosts.GO_ON, start
     redraw = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
 
     def read(step: int, metrics: dict[str, Any]) -> None:
         """Takes in the metrics of a step, waiting for it where it still runs."""
+        nonlocal wish
         metrics = jax.device_get(metrics)
+        if step > saved_step + 1 or metrics["wish"] == hosts.STOP:  # older wishes to save are fulfilled
+            wish = max(wish, int(metrics["wish"]))
         if not metrics["finite"]:
             checkpoints.wait()
             saved = max(checkpoints.steps(), default=0)
@@ -153,26 +180,35 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         closing(checkpoints),
         closing(MetricWriter(workdir, start if restored else None)) as writer,
         Signals() as signals,
-        tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=redraw, smoothing=0.05) as bar,
+        tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=redraw,
+            smoothing=0.05,
+            disable=not hosts.first(),
+        ) as bar,
+        hosts.watched(f"start all of them again, and the run goes on from the newest checkpoint in {workdir}"),
     ):
         previous = None
         clock = saved_at = time.perf_counter()
         for step in range(start + 1, steps + 1):
             state, metrics = take_step(state, batch)  # dispatched: the host goes on
             if step < steps:
-                batch = sharding.put_batch(next(stream), on_rows)
+                minutes = (time.perf_counter() - saved_at) / 60
+                save_now = hosts.first() and 0 < config.checkpoint.every_minutes <= minutes
+                batch = next_batch(hosts.STOP if signals.received else hosts.SAVE if save_now else hosts.GO_ON)
             if previous is not None:
                 read(*previous)
             previous = (step, metrics)
             window_steps += 1
             bar.update()
 
-            stop, last = signals.received is not None, step == steps
+            stop, last = wish == hosts.STOP, step == steps
             log_due = step % config.train.log_every == 0
             eval_due = last or (not stop and due(step, config.eval.every))
-            minutes = (time.perf_counter() - saved_at) / 60
-            save_due = last or stop or due(step, config.checkpoint.every_steps)
-            save_due = save_due or 0 < config.checkpoint.every_minutes <= minutes
+            save_due = last or wish != hosts.GO_ON or due(step, config.checkpoint.every_steps)
             if not (log_due or eval_due or save_due):
                 continue
 
@@ -202,16 +238,18 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
             if save_due:
                 host = {"seconds": seconds} | marks
                 checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
-                saved_at = time.perf_counter()
+                saved_at, saved_step, wish = time.perf_counter(), step, hosts.GO_ON
             if stop and not last:
                 checkpoints.wait()
                 bar.close()
-                print(f"{signals.received}: saved after step {step}; the same command goes on from there")
-                raise SystemExit(signals.exit_code)
+                why = signals.received or "another process was told to stop"
+                print(f"{why}: saved after step {step}; the same command goes on from there")
+                raise SystemExit(signals.exit_code or 128 + SIGTERM)
             clock = time.perf_counter()
 
     result = result or evaluate(state)  # empty: stopped between the last step and DONE
-    done.write_text(json.dumps({"step": steps} | result) + "\n")
+    if hosts.first():
+        done.write_text(json.dumps({"step": steps} | result) + "\n")
     say_what_next(workdir, objective.headline, result)
     return result
 

@@ -12,7 +12,7 @@ from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.data.batches import train_batches
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.objectives import build
-from jaxpretrain.training import flops, sharding
+from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
@@ -71,14 +71,18 @@ def _seconds_per_step(config: Config, corpus: Corpus, mesh: Mesh) -> float:
     step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
     take_step = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
     stream, on_rows = _batches(config, corpus), sharding.batch_sharding(mesh)
-    steps, begin = 0, 0.0
-    while steps < _TIMED_STEPS or time.perf_counter() - begin < _LEAST_SECONDS:
-        if steps == 0:  # compiled and warm
-            for _ in range(_WARM_STEPS):
-                state, _ = take_step(state, sharding.put_batch(next(stream), on_rows))
-            jax.block_until_ready(state)
-            begin = time.perf_counter()
-        state, metrics = take_step(state, sharding.put_batch(next(stream), on_rows))
-        jax.block_until_ready(metrics)
-        steps += 1
-    return (time.perf_counter() - begin) / steps
+
+    def seconds(steps: int) -> float:
+        """Of one step, the same number in all processes: it decides how many more they take."""
+        nonlocal state
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = take_step(state, sharding.put_batch(next(stream), on_rows))
+            jax.block_until_ready(metrics)
+        return hosts.of_first((time.perf_counter() - begin) / steps)
+
+    seconds(_WARM_STEPS)  # compiles
+    found = seconds(_TIMED_STEPS)
+    if found * _TIMED_STEPS < _LEAST_SECONDS:
+        found = seconds(int(_LEAST_SECONDS / found))
+    return found

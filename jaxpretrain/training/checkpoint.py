@@ -19,6 +19,7 @@ from etils import epath
 from flax import traverse_util
 
 from jaxpretrain.training import checkpoint_files as files
+from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint_files import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Checkpointer:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._saves = 0
         self._current: int | None = None  # the step that this object saved or restored last
 
     def save(self, step: int, state: Any, host: dict[str, Any], *, metric: float | None = None) -> None:
@@ -74,6 +76,8 @@ class Checkpointer:
                 folder.rmtree(missing_ok=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 files.write_json(folder / files.HOST, {"step": step, "metric": _finite(metric), "host": host})
+            self._saves += 1
+            hosts.wait(f"for the folder of save {self._saves}")
             arrays = traverse_util.unflatten_dict({name: _data(x) for name, x in _named(state).items()})
             self._orbax.save(folder / files.STATE, args=ocp.args.PyTreeSave(arrays))
         self._pending = self._background.submit(self._commit, step)

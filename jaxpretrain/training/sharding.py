@@ -22,7 +22,8 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
         ConfigError: the devices do not divide as the config wants.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:  # a process reads rows of the batch that follow each other: so its devices do too
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     fsdp, count = config.sharding.fsdp, len(devices)
     if count % fsdp:
         raise ConfigError(f"sharding.fsdp={fsdp}: must divide the number of devices, {count}")

@@ -33,7 +33,8 @@ def train_step(
     An update that is not finite is not applied: the state comes back as it was.
 
     Returns:
-        The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "update_norm", "finite"}`.
+        The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "update_norm", "finite"}`; `"wish"` too,
+        the highest of `batch["wishes"]` where the batch has them (`training/hosts.py`).
     """
     mask_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if state.notes is not None:
@@ -77,6 +78,8 @@ def train_step(
     )
     new_state = jax.tree.map(partial(jnp.where, finite), replace(new_state, notes=None), replace(state, notes=None))
     results = {"metrics": metrics, "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
+    if "wishes" in batch:
+        results["wish"] = batch["wishes"].max()
     return replace(new_state, notes=notes), results
 
 

@@ -1,6 +1,7 @@
 """A run's folder: which run it belongs to, and what lies beside the checkpoints."""
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, t
 from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.prepared import Corpus
+from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint import restore_params
 
 
@@ -54,6 +56,11 @@ def open_workdir(config: Config, workdir: epath.Path) -> None:
         raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror or error})") from error
 
 
+def digest(config: Config) -> str:
+    """Of a config's fields, hexadecimal."""
+    return hashlib.blake2b(json.dumps(to_dict(config), sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
 def write_config(config: Config, workdir: epath.Path) -> None:
     """Writes config.json whole or not at all."""
     temporary = workdir / "config.json.tmp"
@@ -76,7 +83,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it.
     """
-    if "://" in str(workdir):  # buckets have no locks
+    if "://" in str(workdir) or not hosts.first():  # buckets have no locks
         yield
         return
     with Path(workdir / ".lock").open("w") as file:

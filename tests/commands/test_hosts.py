@@ -1,0 +1,135 @@
+"""Several real processes that train as one."""
+
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxpretrain.training import metrics
+from jaxpretrain.training.checkpoint import restore_params
+from jaxpretrain.training.hosts import LOST
+
+EVERYTHING = (  # both networks, notes, and three checkpoints
+    *("--config.objective.name=mcbert", "--config.objective.mask_share=1", "--config.objective.random_share=0"),
+    *("--config.notes.enabled=true", "--config.notes.single_piece=true"),
+    *("--config.notes.min_count=1", "--config.notes.max_count=100000"),
+)
+LONG = (*EVERYTHING, "--config.train.steps=3000", "--config.train.log_every=1", "--config.eval.every=0")
+
+
+@pytest.fixture
+def start_all(command, start):
+    """Starts as many processes as are asked for; kills what is left of them."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(count: int, workdir: Path, *args: str, each: tuple[tuple[str, ...], ...] = ()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        together = ("--workdir", workdir, f"--coordinator=localhost:{port}", f"--processes={count}")
+        now = []
+        for number in range(count):
+            own = each[number] if each else ()
+            now.append(start(command("train", *together, f"--process={number}", *args, *own)))
+            started.append(now[-1])
+        return now
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        found.append((process.returncode, out, err))
+    return found
+
+
+def wait_for_step(processes: list[subprocess.Popen[str]], workdir: Path, step: int) -> None:
+    while not any(line["step"] >= step for line in metrics.read(workdir)):
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def learnt(workdir: Path, step: int) -> list:
+    return [restore_params(workdir / "checkpoints", step, subtree=part)[0] for part in ("params", "opt_state", "notes")]
+
+
+def assert_close(here: list, there: list, atol: float) -> None:
+    for one, other in zip(here, there, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_as_one_process(count: int, start_all, command, run, tmp_path: Path):
+    alone = run(command("train", "--workdir", tmp_path / "alone", *EVERYTHING), devices=count)
+    assert alone.code == 0, alone.err
+    for code, out, err in (results := ended(start_all(count, tmp_path / "run", *EVERYTHING))):
+        assert code == 0, (out, err)
+    assert "held-out" in results[0][1]
+    assert all(not out for _, out, _ in results[1:])  # one speaks
+    assert_close(learnt(tmp_path / "run", 30), learnt(tmp_path / "alone", 30), 2e-4)
+    lines, expected = metrics.read(tmp_path / "run"), metrics.read(tmp_path / "alone")
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        for name in line:
+            if name != "total/seconds" and not name.startswith("speed/"):
+                assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_one_is_killed(start_all, command, run, tmp_path: Path):
+    """The other one ends by itself, in seconds; both go on from the checkpoint, and so does one process alone."""
+    args = (*LONG, "--config.checkpoint.every_steps=20")
+    processes = start_all(2, tmp_path / "run", *args)
+    wait_for_step(processes, tmp_path / "run", 45)
+    processes[1].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    [code, out, err] = ended(processes[:1])[0]
+    assert time.monotonic() - begin < 30
+    assert code == LOST, (out, err)
+    assert re.search(r"error: process 0 of 2: another one is gone; start all of them again", err), err
+
+    processes = start_all(2, tmp_path / "run", *args)
+    wait_for_step(processes, tmp_path / "run", 65)
+    for process in processes[:1]:  # one is told to stop: all save and stop at the same step
+        process.send_signal(signal.SIGTERM)
+    (first, said, _), (second, _, _) = ended(processes)
+    assert (first, second) == (143, 143)
+    [step] = re.findall(r"SIGTERM: saved after step (\d+)", said)
+    assert re.search(r"goes on from step [4-9]\d\b", said)
+
+    done = run(command("train", "--workdir", tmp_path / "run", *args, f"--config.train.steps={int(step) + 10}"))
+    assert done.code == 0, done.err
+    assert f"goes on from step {int(step):,}" in done.out
+
+
+@pytest.mark.slow
+def test_mistakes_end_all_of_them(start_all, tmp_path: Path):
+    """What one process alone finds wrong must not leave the others waiting."""
+    different = (("--config.optim.learning_rate=1e-3",), ("--config.optim.learning_rate=2e-3",))
+    (_, _, _), (code, _, err) = ended(start_all(2, tmp_path / "run", each=different))
+    assert code == 2
+    assert "--config: process 1 found something else than the first process" in err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+    for code, _, err in ended(start_all(2, tmp_path / "run", "--config.train.batch_size=7")):
+        assert code == 2
+        assert "train.batch_size=7: must be a multiple of the number of devices, 2" in err
+
+
+def test_no_others(command, run, tmp_path: Path):
+    done = run(command("train", "--workdir", tmp_path / "run", "--distributed"))
+    assert "the processes do not come together" in done.error()
+    assert "--coordinator=HOST:PORT" in done.error()
