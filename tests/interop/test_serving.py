@@ -13,6 +13,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP
 from jaxpretrain.evaluation.trained import embed, encoder_of, load_run
 from jaxpretrain.interop import serving
+from jaxpretrain.interop.export import networks
 
 RUNS = {
     "absolute": {},
@@ -135,3 +136,26 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(make_run, tmp_path
     with pytest.raises(ZeroDivisionError):
         serving.serve(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- ONNX, as docs/interchange.md makes it ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"model__position": "relative"}, {"model__position": "tupe_r", "objective__name": "electra"}],
+    ids=["absolute", "relative", "electra-tupe_r"],
+)
+def test_onnx(exported, tmp_path: Path, fields: dict[str, str]) -> None:
+    for library in ("torch", "transformers", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason="needs what pip install 'jaxpretrain[onnx]' brings")
+    run, folder = exported(**fields)
+    page = (Path(__file__).parents[2] / "docs" / "interchange.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page[page.index("### ONNX") :], re.DOTALL)[:2]
+    write, read = (block.replace("OUT_FOLDER", str(folder / networks(run)[0].folder)) for block in blocks)
+    alone(write, folder=tmp_path)
+    others = 'import sys\nsys.modules |= dict.fromkeys(("jaxpretrain", "jax", "torch", "transformers"))\n'
+    alone(f'{others}{read}\nnp.save("vectors.npy", vectors)', folder=tmp_path)
+    vectors = np.load(tmp_path / "vectors.npy")
+    np.testing.assert_allclose(vectors, embed(run, ["One sentence.", "And another one."]), atol=1e-5)
