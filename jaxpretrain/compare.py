@@ -23,6 +23,7 @@ from jaxpretrain import cli
 from jaxpretrain.config import ConfigError
 from jaxpretrain.evaluation import curves, pictures
 from jaxpretrain.evaluation.curves import AXES, Estimate, Method
+from jaxpretrain.evaluation.positions import position_scores
 from jaxpretrain.objectives import OBJECTIVES
 from jaxpretrain.training.checkpoint_files import CheckpointError
 from jaxpretrain.training.workdir import notes_of_run
@@ -160,11 +161,17 @@ def as_json(comparison: Comparison) -> str:
 
 
 def run_pictures(run: str) -> Iterator[Figure | str]:
-    """What a run has besides its curve: with notes, what they learnt and how; with MC-BERT, the quiz over time.
+    """What a run has besides its curve: how its positions attend; what notes learnt and how; MC-BERT's quiz over time.
 
     Instead of a picture that cannot be drawn, as without a checkpoint, comes the reason.
     """
     config = curves.config_of(run)
+    if config.model.position != "absolute":
+        try:
+            if scores := position_scores(run):
+                yield pictures.positions_attend(*scores)
+        except (ConfigError, CheckpointError) as error:
+            yield f"No picture of how positions attend: {error}"
     if config.notes.enabled:
         try:
             yield pictures.notes_learnt(*notes_of_run(run))

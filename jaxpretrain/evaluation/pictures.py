@@ -1,4 +1,4 @@
-"""Pictures of runs: learning curves, what notes learnt, and the quiz over time.
+"""Pictures of runs: learning curves, how positions attend, what notes learnt, and the quiz over time.
 
 Each function returns a figure of its own (no pyplot, no global state) for `png` or `svg`; 1,200 pixels wide at 100 dpi.
 """
@@ -34,6 +34,8 @@ GROUPS, NEIGHBOURS = 6, 3  # of the heat map of notes
 MOST_NOTES = 20_000  # all pairs are compared, which takes seconds for so many
 PAIRS = 20_000
 BINS = np.linspace(-1, 1, 81)
+
+MOST_HEADS, MOST_POSITIONS = 4, 64  # of the picture of positions
 
 _UNITS = {
     "step": ((1, "steps"), (1e3, "thousand steps"), (1e6, "million steps")),
@@ -284,6 +286,36 @@ def quiz_over_time(steps: np.ndarray, metrics: Mapping[str, np.ndarray]) -> Figu
     _dress(main, "steps", "share answered rightly", "The main model answers")
     main.set_ylim(-0.02, 1.02)
     _title(figure, "The quiz over training", "on held-out text")
+    return figure
+
+
+def positions_attend(before: np.ndarray, after: np.ndarray) -> Figure:
+    """What positions alone add to the attention scores of each head, before and after training.
+
+    Args:
+        before: [heads, T, T], query by key.
+        after: the same.
+    """
+    heads, length = min(len(before), MOST_HEADS), min(before.shape[1], MOST_POSITIONS)
+    figure = Figure(figsize=(WIDTH, 1.2 + 2 * WIDTH / max(heads, 3)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, heads, squeeze=False)
+    # Most scores, not all: those of [CLS], a row and a column, may be far from the others.
+    limit = max(float(np.quantile(np.abs(after[:heads, 1:length, 1:length]), 0.995)), 1e-6)
+    for row, (when, scores) in enumerate((("before training", before), ("after", after))):
+        for head in range(heads):
+            axes = panels[row, head]
+            shown = scores[head, :length, :length]
+            image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            axes.set_title(f"head {head + 1}, {when}", fontsize=12)
+            axes.tick_params(labelsize=10)
+            if row:
+                axes.set_xlabel("position that is looked at", fontsize=12)
+            if not head:
+                axes.set_ylabel("position that looks", fontsize=12)
+    bar = figure.colorbar(image, ax=panels, shrink=0.7, extend="both")
+    bar.set_label("added to the attention score (nats)", fontsize=12)
+    of_all = f" (the first {heads} of {len(before)} heads)" if heads < len(before) else ""
+    _title(figure, f"How positions attend to positions{of_all}", "the same in every layer and for every text")
     return figure
 
 

@@ -239,3 +239,19 @@ def test_names_of_metrics():
     assert pictures.metric_label("eval/mlm_loss") == "held-out MLM loss (nats)"
     assert pictures.metric_label("eval/mlm_accuracy") == "held-out MLM accuracy (share)"
     assert pictures.metric_label("train/loss") == "training loss (nats)"
+
+
+def test_positions():
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 6, 70, 70)).astype(np.float32)
+    figure = pictures.positions_attend(before, after)
+    *panels, bar = figure.axes
+    assert bar.get_ylabel() == "added to the attention score (nats)"
+    assert len(panels) == 8  # four heads of six
+    for panel, (when, scores) in zip(panels, [("before training", before)] * 4 + [("after", after)] * 4, strict=True):
+        head = int(panel.get_title().split()[1].strip(",")) - 1
+        assert panel.get_title() == f"head {head + 1}, {when}"
+        [image] = panel.images
+        np.testing.assert_array_equal(image.get_array(), scores[head, :64, :64])
+        assert image.get_clim()[0] == -image.get_clim()[1] < -2
+    assert_drawn(figure)

@@ -1,0 +1,33 @@
+"""What a run's positions add to the attention, before and after training."""
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxpretrain.config import max_positions
+from jaxpretrain.evaluation.trained import load_run
+from jaxpretrain.models.position import score_scale
+
+
+def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores [heads, T, T], query by key, of the parameters that the run began with and of those it has.
+
+    None where positions are part of the input (BERT's absolute ones), or the run began with another one's parameters.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+        CheckpointError: it has no intact checkpoint.
+    """
+    run = load_run(workdir, step)
+    if run.config.init_from or run.config.model.position == "absolute":
+        return None
+    init_key, *_ = jax.random.split(jax.random.key(run.config.train.seed), 3)  # as in training/state.py
+    found = []
+    for params in (run.objective.init(init_key), run.params):
+        terms = run.objective.encoder.position_terms(run.objective.main(params), max_positions(run.config))
+        scores = terms.bias
+        if terms.query is not None and terms.key is not None:  # positions that words attend to as well
+            scale = score_scale(run.config.model.position, terms.query.shape[-1])
+            scores = np.einsum("qhd,khd->hqk", terms.query * scale, terms.key)
+        found.append(np.asarray(scores, np.float32))
+    return found[0], found[1]
