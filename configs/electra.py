@@ -7,15 +7,11 @@ The loss is the generator's MLM + 50 · the discriminator's; `eval/discriminator
 and falls below it once the model tells replaced pieces apart.
 """
 
-from jaxpretrain.config import Config, sized
+from jaxpretrain.config import Config, sized, two_networks
 
 
 def get_config(size: str = "tiny") -> Config:
     config = sized(size)
     config.name = "electra"
-    config.objective.name = "electra"
-    config.objective.mask_share, config.objective.random_share = 1.0, 0.0
-    config.objective.divider = {"tiny": 2, "small": 4, "base": 3, "large": 4}[size]
-    if size == "base":
-        config.optim.learning_rate = 2e-4
+    two_networks(config, "electra")
     return config

@@ -7,14 +7,11 @@ The loss is the controller's MLM + 50 · the choice's. `:base` is the paper's re
 chosen positions [MASK], k = 10 with the reject option, a controller of a third of the width.
 """
 
-from jaxpretrain.config import Config, sized
+from jaxpretrain.config import Config, sized, two_networks
 
 
 def get_config(size: str = "tiny") -> Config:
     config = sized(size)
     config.name = "mcbert"
-    config.objective.name = "mcbert"
-    config.objective.mask_share, config.objective.random_share = 1.0, 0.0
-    config.objective.divider = {"tiny": 2, "small": 2, "base": 3, "large": 4}[size]
-    config.optim.beta2, config.optim.clip_norm = 0.98, 0.0
+    two_networks(config, "mcbert")
     return config

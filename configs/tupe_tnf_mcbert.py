@@ -3,7 +3,7 @@
 python -m jaxpretrain.train --config configs/tupe_tnf_mcbert.py
 """
 
-from jaxpretrain.config import Config, sized
+from jaxpretrain.config import Config, sized, two_networks
 
 
 def get_config(size: str = "tiny") -> Config:
@@ -11,8 +11,5 @@ def get_config(size: str = "tiny") -> Config:
     config.name = "tupe_tnf_mcbert"
     config.model.position = "tupe_r"
     config.notes.enabled = True
-    config.objective.name = "mcbert"
-    config.objective.mask_share, config.objective.random_share = 1.0, 0.0
-    config.objective.divider = {"tiny": 2, "small": 2, "base": 3, "large": 4}[size]
-    config.optim.beta2, config.optim.clip_norm = 0.98, 0.0
+    two_networks(config, "mcbert")
     return config

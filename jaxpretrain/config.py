@@ -21,6 +21,10 @@ SIZES = ("tiny", "small", "base", "large")
 SELECTS = ("best", "last")
 FINETUNE_NOTES = ("drop", "fixed", "updated")
 GRIDS = ("auto", "vmap", "loop")
+SOURCES = (
+    "python-docs, text:GLOB, jsonl:GLOB[#FIELD], parquet:GLOB[#COLUMN], tfds:NAME[@SPLIT] or "
+    "hf:NAME[/CONFIG][@SPLIT][#COLUMN], several joined by +"
+)
 
 
 class ConfigError(ValueError):
@@ -31,7 +35,7 @@ class ConfigError(ValueError):
 class DataConfig:
     """Text and how it becomes token sequences."""
 
-    source: str = "python-docs"  # python-docs | text:GLOB | tfds:NAME[@SPLIT], several joined by +
+    source: str = "python-docs"  # or text:, jsonl:, parquet:, tfds:, hf:, several joined by + (docs/data.md)
     sequence_length: int = 128  # tokens per example, [CLS] and [SEP] included
     vocab_size: int = 8192  # pieces, the six special ones included
     lowercase: bool = True
@@ -266,6 +270,24 @@ def sized(size: str) -> Config:
     return config
 
 
+def two_networks(config: Config, objective: str) -> None:
+    """ELECTRA's or MC-BERT's recipe for a config that `sized` made, in place."""
+    size, optim = config.size, config.optim
+    config.objective.name = objective
+    config.objective.mask_share, config.objective.random_share = 1.0, 0.0
+    small, base = {"electra": (4, 3), "mcbert": (2, 3)}[objective]
+    config.objective.divider = {"tiny": 2, "small": small, "base": base, "large": 4}[size]
+    if size == "tiny":
+        # At 2,048 tokens a step both networks leave their first plateau, frequencies alone, only with fewer pieces to
+        # learn, a second network that the main one's loss does not drown, and half the rate (docs/mcbert.md).
+        config.data.vocab_size, config.objective.loss_weight = 1024, 10.0
+        optim.learning_rate, config.train.steps = 5e-4, 6000
+    elif objective == "mcbert":
+        optim.beta2, optim.clip_norm = 0.98, 0.0
+    elif size == "base":
+        optim.learning_rate = 2e-4
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """A config as `{"model.layers": 2, …}`, in the order of definition."""
     flat = {}
@@ -407,7 +429,7 @@ def validate(config: Config) -> None:
     check(64 <= data.vocab_size <= 2**31 - 1, "data.vocab_size", "at least 64")
     check(0 < data.held_out < 1, "data.held_out", "in (0, 1)")
     check(data.tokenizer_sample_mb >= 1, "data.tokenizer_sample_mb", "at least 1")
-    check(bool(data.source.strip()), "data.source", "python-docs, text:GLOB or tfds:NAME")
+    check(bool(data.source.strip()), "data.source", SOURCES)
     check(0 < objective.mask_rate < 1, "objective.mask_rate", "in (0, 1)")
     check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
     rest = 1 - objective.mask_share
