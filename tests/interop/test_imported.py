@@ -16,10 +16,11 @@ import pytest
 import jaxpretrain
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_PIECES, UNK
-from jaxpretrain.evaluation.trained import load_run, to_ids
+from jaxpretrain.evaluation.trained import embed, load_run, to_ids
 from jaxpretrain.interop import fairseq, foreign_tokenizer
 from jaxpretrain.interop.export import export
 from jaxpretrain.interop.imported import from_huggingface, from_official, write_run
+from jaxpretrain.interop.serving import serve
 
 FIXTURES = Path(__file__).parents[1] / "parity"
 TOKENIZERS = "needs the library tokenizers, which pip install 'jaxpretrain[hf]' brings"
@@ -361,6 +362,20 @@ def test_the_package_has_a_version_and_nothing_made_up() -> None:
     assert jaxpretrain.__version__ == importlib.metadata.version("jaxpretrain")
     with pytest.raises(AttributeError, match="has no attribute 'models_'"):
         _ = jaxpretrain.models_  # type: ignore[attr-defined]
+
+
+def test_an_imported_model_can_be_served(bert: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("tokenizers", reason=TOKENIZERS)
+    from_huggingface(bert, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    serve(run, tmp_path / "out")
+    texts = ["The dogs, playing: UNABLE!", "of the fox"]
+    tokenizer = library.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    tokenizer.enable_padding()
+    tokens = np.array([text.ids for text in tokenizer.encode_batch(texts)], np.int32)
+    program = jax.export.deserialize(bytearray((tmp_path / "out" / "embed.stablehlo").read_bytes()))
+    vectors = program.call(dict(np.load(tmp_path / "out" / "weights.npz")), tokens)
+    np.testing.assert_allclose(vectors, embed(run, texts), atol=1e-5)
 
 
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
