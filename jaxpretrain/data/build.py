@@ -35,6 +35,7 @@ from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.corpus import Unit
 from jaxpretrain.data.prepared import FORMAT, Corpus, RareWords, digest_of, digest_of_file, load, occurrences_name
 from jaxpretrain.data.sources import pydocs
+from jaxpretrain.data.sources.source import Warnings
 
 _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
 _ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
@@ -72,8 +73,7 @@ def _prepare(config: DataConfig, notes: NotesConfig, progress: bool) -> Corpus:
     settings = _settings(config, notes, own)
     settings["source"] = [[part.kind, part.value, part.identity] for part in parts]
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
-    slug = "".join(c if c.isalnum() else "-" for c in config.source.replace("text:", "").replace("tfds:", ""))[-40:]
-    folder = _cache_dir(config) / f"{slug.strip('-')}-{key}"
+    folder = _cache_dir(config) / f"{corpus_source.slug(config.source)}-{key}"
     if folder.is_dir():
         try:
             return load(folder)
@@ -125,7 +125,7 @@ def _build(
 ) -> None:
     """Fills `scratch` with the files of a cache folder."""
     size = sum(os.path.getsize(file) for part in parts for file in part.files)
-    alone = size < _POOL_FROM and all(part.kind == "text" for part in parts)
+    alone = size < _POOL_FROM and all(part.files for part in parts)
     with _pool(1 if alone else config.workers or os.cpu_count() or 1) as pool:
         with _bar("reading", 1, progress) as bar:
             units = corpus_source.plan(parts, scratch, pool)
@@ -147,8 +147,8 @@ def _build(
             # However small the corpus, one document is held out and one is not. The training text is another then.
             below = min(max(below, lowest + 1), highest)
             counted = _count(units, scratch, config.lowercase, below, pool, progress)
-        for warning in (warning for unit in counted for warning in unit.warnings):
-            _log.warning(warning)
+        for (path, what), count in sum((unit.warnings for unit in counted), Warnings()).items():
+            _log.warning("%s: %s %s", path, f"{count:,}", what)
         merged = scratch / "words.tsv"
         budget = passes.merge_counts([unit.spill for unit in counted], merged, config.tokenizer_sample_mb << 20)
         with _bar("tokenizer", 1, progress) as bar:

@@ -1,6 +1,6 @@
 """Where text comes from: a source string becomes units of work, and a unit a stream of documents.
 
-A unit is a list of pieces (byte ranges of text files, record ranges of a TFDS split), small enough that many processes
+A unit is a list of pieces (byte ranges of text files, row groups, records, shards), small enough that many processes
 share the work and fixed by the source alone, so that the result does not depend on how many there are. Each kind of
 source is a module of `sources/`.
 """
@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
-from jaxpretrain.config import ConfigError
-from jaxpretrain.data.sources import files, pydocs, tensorflow_data_sets, text_files
-from jaxpretrain.data.sources.source import Part, Piece
+from jaxpretrain.config import SOURCES, ConfigError
+from jaxpretrain.data.sources import (
+    files,
+    huggingface,
+    json_lines,
+    parquet_files,
+    pydocs,
+    tensorflow_data_sets,
+    text_files,
+)
+from jaxpretrain.data.sources.source import Kind, Part, Piece, Warnings
 
 UNIT_BYTES = 32 << 20
 _MOST_UNITS = 256  # about; each leaves a shard, and a shard takes a file handle while training
-_KINDS = {"text": text_files, "tfds": tensorflow_data_sets}
+_KINDS: dict[str, Kind] = {
+    "text": text_files,
+    "jsonl": json_lines,
+    "parquet": parquet_files,
+    "tfds": tensorflow_data_sets,
+    "hf": huggingface,
+}
 
 Unit = tuple[Piece, ...]
 
@@ -25,7 +39,7 @@ def resolve(source: str) -> list[Part]:
     """Finds the sources, without reading them.
 
     Raises:
-        ConfigError: for an unknown kind, a glob without a match, an unknown data set.
+        ConfigError: for an unknown kind, a glob without a match, an unknown data set, a missing library.
     """
     start = rf"python-docs$|python-docs\+|(?:{'|'.join(_KINDS)}):"
     return [_resolve(part.strip()) for part in re.split(rf"\+(?={start})", source)]
@@ -37,7 +51,14 @@ def _resolve(part: str) -> Part:
     kind, _, value = part.partition(":")
     if kind in _KINDS and value:
         return _KINDS[kind].resolve(value)
-    raise ConfigError(f"data.source={part!r}: must be python-docs, text:GLOB or tfds:NAME[@SPLIT], several joined by +")
+    raise ConfigError(f"data.source={part!r}: must be {SOURCES}")
+
+
+def slug(source: str) -> str:
+    """A name for the folder of a source: what it says, without the kinds, its end if it is long."""
+    for kind in _KINDS:
+        source = source.replace(f"{kind}:", "")
+    return "".join(c if c.isalnum() else "-" for c in source)[-40:].strip("-")
 
 
 def plan(parts: list[Part], scratch: Path, pool: Executor | None) -> list[Unit]:
@@ -46,7 +67,7 @@ def plan(parts: list[Part], scratch: Path, pool: Executor | None) -> list[Unit]:
     Data sets that TFDS has not prepared are prepared; the prose of `python-docs` is gathered into a file in `scratch`.
 
     Raises:
-        ConfigError: when a data set cannot be prepared or holds no text, a file cannot be read.
+        ConfigError: when a file cannot be read, a data set cannot be prepared or opened, or holds no text.
     """
     pieces: list[Piece] = []
     total = sum(files.text_size(file) for part in parts for file in part.files)
@@ -66,8 +87,8 @@ def plan(parts: list[Part], scratch: Path, pool: Executor | None) -> list[Unit]:
     return [*units, tuple(unit)] if unit else units
 
 
-def documents(unit: Unit, warnings: list[str]) -> Iterator[str]:
-    """Streams the documents of a unit; appends to `warnings` what a user should know.
+def documents(unit: Unit, warnings: Warnings) -> Iterator[str]:
+    """Streams the documents of a unit, and counts what it warns of.
 
     Raises:
         ConfigError: naming the file that is damaged or not text.

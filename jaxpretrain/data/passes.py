@@ -19,6 +19,7 @@ from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.corpus import Unit
 from jaxpretrain.data.prepared import digest_of_file, occurrences_name, stream_dtype
+from jaxpretrain.data.sources.source import Warnings
 from jaxpretrain.data.text import normalise, words
 
 HASH_RANGE = 1 << 64  # of documents
@@ -36,7 +37,7 @@ class Counted:
     lowest: int  # hash of a document
     highest: int
     spill: Path  # sorted `word<TAB>count<TAB>count in training documents` lines
-    warnings: list[str]
+    warnings: Warnings
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Encoded:
 
 def count_unit(unit: Unit, index: int, scratch: Path, lowercase: bool, below: int) -> Counted:
     """Counts the words of a unit, exactly and in bounded memory; those of held-out documents separately too."""
-    warnings: list[str] = []
+    warnings = Warnings()
     counts: Counter[str] = Counter()  # of what stands between spaces: far fewer look-ups than words
     held_out: Counter[str] = Counter()
     spills: list[Path] = []
@@ -177,7 +178,7 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in paths.items()}
         places = {split: stack.enter_context(path.open("wb")) for split, path in occurrences.items()}
-        for document in corpus_source.documents(unit, []):
+        for document in corpus_source.documents(unit, Warnings()):
             normal = normalise(document, tokenizer.lowercase)
             if not normal:
                 continue

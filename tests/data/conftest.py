@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxpretrain.config import DataConfig, NotesConfig
+from jaxpretrain.config import ConfigError, DataConfig, NotesConfig
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.corpus import documents, plan, resolve
 from jaxpretrain.data.prepared import Corpus
+from jaxpretrain.data.sources.source import Warnings
 
 WORDS = [
     "ship",
@@ -53,10 +54,18 @@ def paragraphs(count: int, seed: int = 0) -> list[str]:
     ]
 
 
-def read(source: str, tmp_path: Path, warnings: list[str] | None = None) -> list[str]:
+def read(source: str, tmp_path: Path, warnings: Warnings | None = None) -> list[str]:
     """All documents of a source."""
     units = plan(resolve(source), tmp_path, None)
-    return [document for unit in units for document in documents(unit, [] if warnings is None else warnings)]
+    return [document for unit in units for document in documents(unit, Warnings() if warnings is None else warnings)]
+
+
+def mistake(source: str, tmp_path: Path) -> str:
+    """The one line that a source which cannot be read is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        read(source, tmp_path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxpretrain.config import ConfigError, DataConfig
@@ -345,6 +347,33 @@ def test_a_process_that_is_killed(text_file: Path, tmp_path: Path):
     _, errors = process.communicate(timeout=60)
     assert "ConfigError: data.workers=2: a process was killed while preparing" in errors
     assert list(cache.iterdir()) == []
+
+
+def test_the_same_documents_in_another_kind_of_file_are_the_same_tokens(tmp_path: Path):
+    documents = ["\n".join(lines) for lines in zip(*[iter(paragraphs(300))] * 2, strict=True)]
+    (tmp_path / "a.txt").write_text("\n\n".join(documents))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"n": n, "text": d}) + "\n" for n, d in enumerate(documents)))
+    pq.write_table(pa.table({"text": documents}), tmp_path / "a.parquet")
+    made = [
+        prepare(replace(small(tmp_path, tmp_path), source=f"{kind}:{tmp_path}/a.{end}"), NOTES, progress=False)
+        for kind, end in (("text", "txt"), ("jsonl", "jsonl"), ("parquet", "parquet"))
+    ]
+    assert len({corpus.folder for corpus in made}) == 3
+    assert len({(corpus.fingerprint, corpus.note_fingerprint, corpus.documents) for corpus in made}) == 1
+
+
+def test_rows_without_text_are_reported_once_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    rows = [{"text": text} for text in paragraphs(200)]
+    rows[::10] = [{"text": None}] * 20
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(corpus_source, "UNIT_BYTES", 2000)
+    with caplog.at_level(logging.WARNING):
+        made = prepare(replace(small(path, tmp_path), source=f"jsonl:{path}", workers=1), NOTES, progress=False)
+    assert len(made.train_shards) > 5
+    assert caplog.messages == [f"{path}: 20 rows without text in 'text' were skipped"]
 
 
 def test_manifest_tells_what_it_is(corpus: Corpus, text_file: Path):

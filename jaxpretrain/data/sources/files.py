@@ -35,7 +35,7 @@ def find(kind: str, value: str, pattern: str) -> Part:
 
 def text_size(path: str) -> int:
     """Bytes of text in a file, an estimate if it is compressed."""
-    return os.path.getsize(path) * (_RATIO if path.endswith(_COMPRESSED) else 1)
+    return os.path.getsize(path) * (_RATIO if path.endswith((*_COMPRESSED, ".parquet")) else 1)
 
 
 def cut(
@@ -60,7 +60,7 @@ def cut(
 
 
 def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
-    """A range of a plain file as it is, or with `end` 0 a whole file, decompressed.
+    """A range of a plain file; with `end` 0 up to its end. A compressed file is decompressed, and whole.
 
     Raises:
         ConfigError: when the file cannot be read or is damaged.

@@ -1,8 +1,11 @@
 """What the kinds of sources share: a part of the source string, a piece of work, the longest document."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+Warnings = Counter[tuple[str, str]]  # what a user should know: how often, by file and by what follows the number
 
 LONGEST_DOCUMENT = 1 << 20  # characters; what is longer is cut, so that memory stays bounded
 
@@ -18,20 +21,46 @@ class Part:
 
 
 class Piece(Protocol):
-    """What one process reads at a time; it is sent there, so it holds names and numbers alone."""
+    """What one process reads at a time. It is sent there, so it can be pickled, and is small."""
 
     @property
     def size(self) -> int:
         """Bytes of text, an estimate."""
         ...
 
-    def documents(self, warnings: list[str]) -> Iterator[str]:
-        """Streams the documents; appends to `warnings` what a user should know.
+    def documents(self, warnings: Warnings) -> Iterator[str]:
+        """Streams the documents, and counts what it warns of.
 
         Raises:
             ConfigError: naming the file that is damaged or not text.
         """
         ...
+
+
+class Kind(Protocol):
+    """What the module of a kind of source offers."""
+
+    def resolve(self, value: str) -> Part:
+        """Finds what the value names, without reading it.
+
+        Raises:
+            ConfigError: when there is no such thing.
+        """
+        ...
+
+    def pieces(self, part: Part, unit_bytes: int) -> Iterator[Piece]:
+        """Cuts a part into pieces of about so many bytes of text.
+
+        Raises:
+            ConfigError: when it cannot be read or holds no text.
+        """
+        ...
+
+
+def split_off(value: str, mark: str) -> tuple[str, str]:
+    """What stands before the last `mark` and after it; nothing after it where there is none."""
+    head, found, tail = value.rpartition(mark)
+    return (head, tail) if found else (value, "")
 
 
 def cut_document(text: str) -> Iterator[str]:

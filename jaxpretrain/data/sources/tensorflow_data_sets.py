@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.sources.source import Part, cut_document
+from jaxpretrain.data.sources.source import Part, Warnings, cut_document
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Records:
     end: int
     size: int
 
-    def documents(self, warnings: list[str]) -> Iterator[str]:
+    def documents(self, warnings: Warnings) -> Iterator[str]:
         """One per record, or more if it is too long."""
         import tensorflow_datasets as tfds
 

@@ -8,7 +8,7 @@ from typing import IO
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources import files
-from jaxpretrain.data.sources.source import LONGEST_DOCUMENT, Part
+from jaxpretrain.data.sources.source import LONGEST_DOCUMENT, Part, Warnings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TextRange:
     end: int
     size: int
 
-    def documents(self, warnings: list[str]) -> Iterator[str]:
+    def documents(self, warnings: Warnings) -> Iterator[str]:
         """Runs of lines up to a blank line."""
         lines: list[str] = []
         length = 0
@@ -73,7 +73,7 @@ def _next_cut(file: IO[bytes], position: int, size: int) -> int:
     return size
 
 
-def _lines(blocks: Iterable[bytes], path: str, warnings: list[str]) -> Iterator[str]:
+def _lines(blocks: Iterable[bytes], path: str, warnings: Warnings) -> Iterator[str]:
     """Lines of UTF-8; bytes that are not are replaced, and more than a few of them or a NUL mean it is not text."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     tail = ""
@@ -95,4 +95,4 @@ def _lines(blocks: Iterable[bytes], path: str, warnings: list[str]) -> Iterator[
             tail = tail[cut:]
     yield tail + decoder.decode(b"", True)
     if bad:
-        warnings.append(f"{path}: {bad:,} characters are not UTF-8 and were replaced")
+        warnings[path, "characters are not UTF-8 and were replaced"] += bad

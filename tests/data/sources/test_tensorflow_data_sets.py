@@ -10,6 +10,7 @@ import pytest
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data import corpus
 from jaxpretrain.data.corpus import documents, plan, resolve
+from jaxpretrain.data.sources.source import Warnings
 from tests.data.conftest import read
 
 
@@ -63,7 +64,7 @@ def test_tfds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(corpus, "UNIT_BYTES", 1000)
     units = plan(resolve(f"tfds:{name}"), tmp_path, None)
     assert len(units) > 1
-    found = [d for unit in units for d in documents(unit, [])]
+    found = [d for unit in units for d in documents(unit, Warnings())]
     assert sorted(found) == sorted(f"the tale of ship {i}, très belle" for i in range(100))
 
 

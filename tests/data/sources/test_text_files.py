@@ -12,6 +12,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data import corpus
 from jaxpretrain.data.corpus import documents, plan, resolve
 from jaxpretrain.data.sources import files, text_files
+from jaxpretrain.data.sources.source import Warnings
 from tests.data.conftest import read
 
 
@@ -49,9 +50,9 @@ def test_binary_files(tmp_path: Path, content: bytes):
 def test_a_few_bad_bytes_are_replaced_and_counted(tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"caf\xe9 and na\xefve" + b" words" * 20)
-    warnings: list[str] = []
+    warnings = Warnings()
     assert read(f"text:{path}", tmp_path, warnings)[0].startswith("caf\ufffd and na\ufffdve")
-    assert warnings == [f"{path}: 2 characters are not UTF-8 and were replaced"]
+    assert warnings == {(str(path), "characters are not UTF-8 and were replaced"): 2}
 
 
 def test_an_unreadable_file(tmp_path: Path):
@@ -61,7 +62,7 @@ def test_an_unreadable_file(tmp_path: Path):
     units = plan(parts, tmp_path, None)
     path.unlink()
     with pytest.raises(ConfigError, match=rf"cannot read {path}: No such file"):
-        list(documents(units[0], []))
+        list(documents(units[0], Warnings()))
 
 
 def test_a_long_line_is_cut_at_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -86,7 +87,7 @@ def test_cut_files_hold_the_same_documents(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(corpus, "UNIT_BYTES", 700)
     units = plan(resolve(f"text:{path}"), tmp_path, None)
     assert len(units) > 20
-    assert [d.strip() for unit in units for d in documents(unit, [])] == [d.strip() for d in expected]
+    assert [d.strip() for unit in units for d in documents(unit, Warnings())] == [d.strip() for d in expected]
 
 
 def test_a_file_without_lines_is_cut_between_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
