@@ -305,14 +305,14 @@ def positions_attend(before: np.ndarray, after: np.ndarray) -> Figure:
         for head in range(heads):
             axes = panels[row, head]
             shown = scores[head, :length, :length]
-            image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
             axes.set_title(f"head {head + 1}, {when}", fontsize=12)
             axes.tick_params(labelsize=10)
             if row:
                 axes.set_xlabel("position that is looked at", fontsize=12)
             if not head:
                 axes.set_ylabel("position that looks", fontsize=12)
-    bar = figure.colorbar(image, ax=panels, shrink=0.7, extend="both")
+    bar = figure.colorbar(panels[1, 0].images[0], ax=panels, shrink=0.7, extend="both")
     bar.set_label("added to the attention score (nats)", fontsize=12)
     of_all = f" (the first {heads} of {len(before)} heads)" if heads < len(before) else ""
     _title(figure, f"How positions attend to positions{of_all}", "the same in every layer and for every text")
