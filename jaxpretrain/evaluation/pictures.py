@@ -285,6 +285,8 @@ def quiz_over_time(steps: np.ndarray, metrics: Mapping[str, np.ndarray]) -> Figu
     _lines(main, steps, metrics, answers)
     _dress(main, "steps", "share answered rightly", "The main model answers")
     main.set_ylim(-0.02, 1.02)
+    if main.get_legend_handles_labels()[0]:
+        main.legend(fontsize=10, loc="center", bbox_to_anchor=(0.5, 0.6))  # between the lines near 1 and those near 0
     _title(figure, "The quiz over training", "on held-out text")
     return figure
 
