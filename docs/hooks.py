@@ -61,9 +61,9 @@ def settings() -> str:
             comments[token.start[0]] = token.string.lstrip("# ")
             if not token.line[: token.start[1]].strip():
                 alone.add(token.start[0])
-    classes = {
-        node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list
-    }
+    tree = ast.parse(source)
+    choices = _choices(tree)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef) and node.decorator_list}
     rooms = {ast.unparse(f.annotation): f.target.id for f in _fields(classes["Config"])}  # type: ignore[union-attr]
     parts = []
     for name in ("Config", *[name for name in rooms if name in classes], "FinetuneConfig"):
@@ -77,10 +77,23 @@ def settings() -> str:
             while before in alone:
                 before -= 1
             said = [comments[line] for line in (*range(before + 1, field.lineno), field.lineno) if line in comments]
-            flag = f"--config.{rooms[name]}.{leaf}" if name in rooms else f"--config.{leaf}"
-            text = " ".join(said).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
-            parts.append(f"| `{flag}` | `{default}` | {text} |")
+            dotted = f"{rooms[name]}.{leaf}" if name in rooms else leaf
+            text = " ".join(said) or choices.get(dotted, "")
+            for mark in "|*":
+                text = text.replace(mark, f"\\{mark}")
+            parts.append(f"| `--config.{dotted}` | `{default}` | {text.replace('<', '&lt;')} |")
     return "\n".join(parts) + "\n"
+
+
+def _choices(tree: ast.Module) -> dict[str, str]:
+    """What `validate` allows, by field: `one_of("model.position", POSITIONS)`."""
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)  # type: ignore[union-attr]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "one_of"]
+    return {ast.literal_eval(call.args[0]): ", ".join(values[ast.unparse(call.args[1])]) for call in calls}
 
 
 def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
