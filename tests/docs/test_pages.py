@@ -149,6 +149,7 @@ def errors_of(lines: list[tuple[str, list[str]]]) -> list[str]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_command_is_taken_and_wrong_ones_are_not():
     lines = {}  # → where it stands
     for path in PAGES:
