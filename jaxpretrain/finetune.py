@@ -63,7 +63,7 @@ def main(config: FinetuneConfig) -> None:
     data = load(config.task, config.data_dir)
     for warning in data.warnings:
         print(f"note: {warning}")
-    name = "-".join([data.task.name, *overrides(config, cli.recipe(), without=("task", "step"))])
+    name = "-".join([data.task.name, *overrides(config, cli.recipe(), without=("task", "step", "init_from"))])
     base = epath.Path(cli.WORKDIR.value or epath.Path(config.init_from) / "finetuned" / name)
     if not EVERY.value:
         where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
