@@ -109,7 +109,8 @@ def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_
     curve = {line["step"]: line["eval/glue/rows"] for line in read(source) if "eval/glue/rows" in line}
     assert sorted(curve) == [10, 20, 30]
     assert all(0 <= value <= 1 for value in curve.values())
-    assert (source / "finetuned").is_dir()
+    [folder] = (source / "finetuned").iterdir()
+    assert folder.name == "rows-learning_rates=(0.01,)-seeds=1-epochs=1-max_length=16"
     end = run(command("predict", "--workdir", done, rows))
     assert end.code == 0, end.err
     table = [line.split("\t") for line in end.out.splitlines()]
