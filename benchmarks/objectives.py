@@ -15,6 +15,21 @@ from jaxpretrain.evaluation.curves import read_series
 from jaxpretrain.evaluation.pictures import QUIZ_METRICS, png, quiz_over_time
 
 RECIPES = {"ELECTRA": "electra", "MC-BERT": "mcbert"}
+FREQUENT = "always the most frequent piece: 5 %"
+SHOWN = {  # metric, what it says, what chance would give
+    "ELECTRA": [
+        ("mlm_accuracy", "generator: masked pieces right", FREQUENT),
+        ("discriminator_accuracy", "original or replaced, all positions", "always original: {always}"),
+        ("discriminator_recall", "replaced ones found", "always original: 0 %"),
+    ],
+    "MC-BERT": [
+        ("mlm_accuracy", "controller: masked pieces right", FREQUENT),
+        ("choice_accuracy", "questions right, all positions", "always neither: {always}"),
+        ("choice_accuracy_changed", "changed pieces: the original chosen", "one of 10: 10 %"),
+        ("choice_accuracy_original", "changed pieces, neither aside", "one of 9: 11.1 %"),
+        ("choice_accuracy_neither", "unchanged pieces: neither chosen", "one of 10: 10 %"),
+    ],
+}
 METRICS = [
     *("eval/mlm_accuracy", "eval/mlm_loss", "eval/unigram_loss"),
     *("eval/discriminator_accuracy", "eval/discriminator_recall", "eval/discriminator_loss", "eval/replaced_share"),
@@ -39,43 +54,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where the runs live")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=6_000, help="of 16 x 128 tokens")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=["MC-BERT", "ELECTRA"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/objectives-tiny"))
     options = parser.parse_args()
-    workdirs = {name: options.runs / f"{recipe}-seed{options.seed}" for name, recipe in RECIPES.items()}
-    train_missing({workdirs[name]: arguments(recipe, options.seed, options.steps) for name, recipe in RECIPES.items()})
+    recipes = {name: RECIPES[name] for name in options.only}
+    workdirs = {name: options.runs / f"{recipe}-seed{options.seed}" for name, recipe in recipes.items()}
+    train_missing({workdirs[name]: arguments(recipe, options.seed, options.steps) for name, recipe in recipes.items()})
 
     found = {name: read_series(workdir, METRICS) for name, workdir in workdirs.items()}
-    last = {name: {m: float(values[-1]) for m, values in series.items()} for name, (_, series) in found.items()}
-
-    def shown(name: str, metric: str) -> str:
-        return f"{100 * last[name][f'eval/{metric}']:.1f} %"
-
-    electra, mcbert = last["ELECTRA"], last["MC-BERT"]
-    rows = [
-        ["ELECTRA", "generator: masked pieces right", shown("ELECTRA", "mlm_accuracy"), "always the most frequent piece: 5 %"],
-        [
-            "ELECTRA",
-            "original or replaced, all positions",
-            shown("ELECTRA", "discriminator_accuracy"),
-            f"always original: {100 * (1 - electra['eval/replaced_share']):.1f} %",
-        ],
-        ["ELECTRA", "replaced ones found", shown("ELECTRA", "discriminator_recall"), "always original: 0 %"],
-        ["MC-BERT", "controller: masked pieces right", shown("MC-BERT", "mlm_accuracy"), "always the most frequent piece: 5 %"],
-        [
-            "MC-BERT",
-            "questions right, all positions",
-            shown("MC-BERT", "choice_accuracy"),
-            f"always neither: {100 * mcbert['eval/neither_share']:.1f} %",
-        ],
-        [
-            "MC-BERT",
-            "changed pieces: the original chosen",
-            shown("MC-BERT", "choice_accuracy_changed"),
-            "one of 10: 10 %",
-        ],
-        ["MC-BERT", "changed pieces, neither aside", shown("MC-BERT", "choice_accuracy_original"), "one of 9: 11.1 %"],
-        ["MC-BERT", "unchanged pieces: neither chosen", shown("MC-BERT", "choice_accuracy_neither"), "one of 10: 10 %"],
-    ]
+    rows = []
+    for name, (_, series) in found.items():
+        last = {metric.removeprefix("eval/"): float(values[-1]) for metric, values in series.items()}
+        always = 1 - last["replaced_share"] if name == "ELECTRA" else last["neither_share"]
+        for metric, what, chance in SHOWN[name]:
+            rows.append([name, what, f"{100 * last[metric]:.1f} %", chance.format(always=f"{100 * always:.1f} %")])
     steps, series = found["MC-BERT"]
     begin, end = ({m: float(series[f"eval/{m}"][i]) for m in QUIZ_SHOWN} for i in (0, -1))
     quiz = [[m.replace("_", " "), f"{begin[m]:.3f}", f"{end[m]:.3f}"] for m in QUIZ_SHOWN]
@@ -85,7 +77,7 @@ def main() -> None:
     )
     commands = "\n".join(
         f"- {name}: `python -m jaxpretrain.train {' '.join(arguments(recipe, options.seed, options.steps))}`"
-        for name, recipe in RECIPES.items()
+        for name, recipe in recipes.items()
     )
     body = (
         f"{table(['objective', 'what', 'held out', 'by chance'], rows)}\n\n"
