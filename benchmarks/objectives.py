@@ -12,7 +12,8 @@ from pathlib import Path
 from study import machine, table, train_missing, write_record
 
 from jaxpretrain.evaluation.curves import read_series
-from jaxpretrain.evaluation.pictures import QUIZ_METRICS, png, quiz_over_time
+from jaxpretrain.evaluation.pictures import QUIZ_METRICS, png, positions_attend, quiz_over_time
+from jaxpretrain.evaluation.positions import position_scores
 
 RECIPES = {"ELECTRA": "electra", "MC-BERT": "mcbert"}
 FREQUENT = "always the most frequent piece: 5 %"
@@ -82,13 +83,17 @@ def main() -> None:
     body = (
         f"{table(['objective', 'what', 'held out', 'by chance'], rows)}\n\n"
         f"MC-BERT's quiz:\n\n{table(['held out', f'step {int(steps[0]):,}', f'step {int(steps[-1]):,}'], quiz)}\n\n"
-        f"![the quiz over training](quiz.png)\n\n{commands}\n\nAll: `python benchmarks/objectives.py`"
+        "![the quiz over training](quiz.png)\n\n"
+        f"![how positions attend to positions in MC-BERT's main model](positions.png)\n\n"
+        f"{commands}\n\nAll: `python benchmarks/objectives.py`"
     )
     curves = {
         name: {"step": s.tolist()} | {m: v.tolist() for m, v in values.items()} for name, (s, values) in found.items()
     }
     quiz_metrics = read_series(workdirs["MC-BERT"], QUIZ_METRICS)
     files = {"curves.json": json.dumps(curves, indent=1) + "\n", "quiz.png": png(quiz_over_time(*quiz_metrics))}
+    if scores := position_scores(workdirs["MC-BERT"]):
+        files["positions.png"] = png(positions_attend(*scores))
     write_record(options.out, "The objectives at tiny", about, body, files)
 
 
