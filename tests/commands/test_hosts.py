@@ -1,10 +1,13 @@
 """Several real processes that train as one."""
 
+import contextlib
+import random
 import re
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -23,20 +26,36 @@ EVERYTHING = (  # both networks, notes, and three checkpoints
 LONG = (*EVERYTHING, "--config.train.steps=3000", "--config.train.log_every=1", "--config.eval.every=0")
 
 
+SLURM_PORTS = range(61440, 65536)  # jax takes one by the number of the job
+
+
+def free_port(among: Iterable[int] = (0,)) -> int:
+    for port in among:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return free.getsockname()[1]
+    raise OSError("no port is free")
+
+
 @pytest.fixture
-def start_all(command, start):
-    """Starts as many processes as are asked for; kills what is left of them."""
+def start_all(command, start, monkeypatch: pytest.MonkeyPatch):
+    """Starts as many processes as are asked for; kills what is left of them.
+
+    They are told of each other by flags, or find each other as under SLURM.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def begin(count: int, workdir: Path, *args: str, each: tuple[tuple[str, ...], ...] = ()):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        together = ("--workdir", workdir, f"--coordinator=localhost:{port}", f"--processes={count}")
-        now = []
+    def begin(count: int, workdir: Path, *args: str, each: tuple[tuple[str, ...], ...] = (), slurm: bool = False):
+        port, now = free_port(random.sample(SLURM_PORTS, 99) if slurm else (0,)), []
         for number in range(count):
             own = each[number] if each else ()
-            now.append(start(command("train", *together, f"--process={number}", *args, *own)))
+            told = (f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={number}")
+            if slurm:
+                told = ("--distributed",)
+                job = {"JOB_ID": port - SLURM_PORTS[0], "STEP_NODELIST": "localhost", "NTASKS": count}
+                for name, value in (job | {"PROCID": number, "LOCALID": number, "STEP_NUM_NODES": 1}).items():
+                    monkeypatch.setenv(f"SLURM_{name}", str(value))
+            now.append(start(command("train", "--workdir", workdir, *told, *args, *own)))
             started.append(now[-1])
         return now
 
@@ -49,7 +68,7 @@ def start_all(command, start):
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     found = []
     for process in processes:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         found.append((process.returncode, out, err))
     return found
 
@@ -71,15 +90,17 @@ def assert_close(here: list, there: list, atol: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_as_one_process(count: int, start_all, command, run, tmp_path: Path):
-    alone = run(command("train", "--workdir", tmp_path / "alone", *EVERYTHING), devices=count)
+@pytest.mark.parametrize(("count", "steps"), [(2, 30), (4, 10)])
+def test_as_one_process(count: int, steps: int, start_all, command, run, tmp_path: Path):
+    args = (*EVERYTHING, f"--config.train.steps={steps}")
+    alone = run(command("train", "--workdir", tmp_path / "alone", *args), devices=count)
     assert alone.code == 0, alone.err
-    for code, out, err in (results := ended(start_all(count, tmp_path / "run", *EVERYTHING))):
+    processes = start_all(count, tmp_path / "run", *args, slurm=count == 2)
+    for code, out, err in (results := ended(processes)):
         assert code == 0, (out, err)
     assert "held-out" in results[0][1]
     assert all(not out for _, out, _ in results[1:])  # one speaks
-    assert_close(learnt(tmp_path / "run", 30), learnt(tmp_path / "alone", 30), 2e-4)
+    assert_close(learnt(tmp_path / "run", steps), learnt(tmp_path / "alone", steps), 2e-4)
     lines, expected = metrics.read(tmp_path / "run"), metrics.read(tmp_path / "alone")
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     for line, other in zip(lines, expected, strict=True):
