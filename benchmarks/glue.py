@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the fine-tuning's config"
     )
+    parser.add_argument("--text", default="", help="what the encoder was trained on, where data.source is a local file")
     parser.add_argument("--size", default="tiny", help="of configs/glue.py")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/glue-tiny"))
     options = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
     about = (
         f"Dev score × 100: median (range) over seeds at the best rate, and that rate. Encoder: {run.model.layers} × "
         f"{run.model.hidden}, {run.model.position}, {run.train.steps:,} steps of {run.train.batch_size} × "
-        f"{run.data.sequence_length} tokens. {machine()}."
+        f"{run.data.sequence_length} tokens of {options.text or run.data.source}. {machine()}."
     )
     head = ["task", "pre-trained", "the same network untrained", "difference", "linear probe on frozen vectors"]
     commands = "\n".join(
