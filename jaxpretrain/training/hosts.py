@@ -6,6 +6,7 @@ them write checkpoints, to one folder that all can reach.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -18,6 +19,7 @@ from orbax.checkpoint import multihost
 from jaxpretrain.config import ConfigError
 
 HEARTBEAT_SECONDS = 60  # without one, a process counts as gone
+GRACE_SECONDS = 3
 LOST = 75  # exit code where another process is gone: starting again may help
 _LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000  # for the first process to prepare a corpus
 
@@ -108,6 +110,8 @@ def leave(message: str, code: int) -> NoReturn:
     """Ends this process at once. A usual exit would wait for the others, which may be waiting for this one."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if first():  # jax ends the others when this one is gone: first they may say themselves what is wrong
+        time.sleep(GRACE_SECONDS)
     os._exit(code)
 
 
