@@ -1,12 +1,12 @@
 """What a run's positions add to the attention, before and after training."""
 
-import jax
 import numpy as np
 from etils import epath
 
 from jaxpretrain.config import max_positions
 from jaxpretrain.evaluation.trained import load_run
 from jaxpretrain.models.position import score_scale
+from jaxpretrain.training.state import init_params
 
 
 def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -21,9 +21,8 @@ def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[n
     run = load_run(workdir, step)
     if run.config.init_from or run.config.model.position == "absolute":
         return None
-    init_key, *_ = jax.random.split(jax.random.key(run.config.train.seed), 3)  # as in training/state.py
     found = []
-    for params in (run.objective.init(init_key), run.params):
+    for params in (init_params(run.config.train.seed, run.objective), run.params):
         terms = run.objective.encoder.position_terms(run.objective.main(params), max_positions(run.config))
         scores = terms.bias
         if terms.query is not None and terms.key is not None:  # positions that words attend to as well

@@ -46,8 +46,8 @@ def init_state(
         config: whether there are notes, and how wide.
         note_rows: words in the dictionary; the table is rounded up so that it divides among devices.
     """
-    init_key, notes_key, run_key = jax.random.split(jax.random.key(seed), 3)
-    params = objective.init(init_key)
+    _, notes_key, run_key = _keys(seed)
+    params = init_params(seed, objective)
     notes = None
     if config.notes.enabled:
         rows, model = note_rows + -note_rows % NOTE_ROWS, config.model
@@ -55,3 +55,13 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), notes=notes, rng=run_key
     )
+
+
+def init_params(seed: int | Array, objective: Objective) -> Any:
+    """The parameters before the first step."""
+    return objective.init(_keys(seed)[0])
+
+
+def _keys(seed: int | Array) -> Array:
+    """Keys [3]: of the parameters, of the notes, of the run."""
+    return jax.random.split(jax.random.key(seed), 3)
