@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from etils import epath
 
 from jaxpretrain.config import Config, to_dict, validate
 from jaxpretrain.train import train
+from jaxpretrain.training import metrics
 from jaxpretrain.training.workdir import locked, open_workdir
 
 ROOT = Path(__file__).parents[2]
@@ -169,3 +171,16 @@ def run(start) -> Callable[..., Done]:
         return Done(process.returncode, out, err)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def wait_for_step() -> Callable[..., None]:
+    """Waits until a run of some processes has logged a step; they must live until then."""
+
+    def wait(processes: list[subprocess.Popen[str]], workdir: Path, step: int) -> None:
+        while not any(line["step"] >= step for line in metrics.read(workdir)):
+            for process in processes:
+                assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+
+    return wait

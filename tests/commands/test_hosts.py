@@ -74,13 +74,6 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return found
 
 
-def wait_for_step(processes: list[subprocess.Popen[str]], workdir: Path, step: int) -> None:
-    while not any(line["step"] >= step for line in metrics.read(workdir)):
-        for process in processes:
-            assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
 def learnt(workdir: Path, step: int) -> list:
     return [restore_params(workdir / "checkpoints", step, subtree=part)[0] for part in ("params", "opt_state", "notes")]
 
@@ -119,7 +112,7 @@ def test_as_one_process(count: int, alone: Path, start_all, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_one_is_killed(start_all, command, run, tmp_path: Path):
+def test_one_is_killed(start_all, command, run, wait_for_step, tmp_path: Path):
     """The other one ends by itself, in seconds; both go on from the checkpoint, and so does one process alone."""
     args = (*LONG, "--config.checkpoint.every_steps=20")
     processes = start_all(2, tmp_path / "run", *args)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -21,12 +20,6 @@ LONG = (
     *("--config.notes.enabled=true", "--config.notes.single_piece=true"),
     *("--config.notes.min_count=1", "--config.notes.max_count=100000"),
 )
-
-
-def wait_for_step(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
-    while not any(line["step"] >= step for line in metrics.read(workdir)):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
 
 
 def result_of(workdir: Path) -> tuple:
@@ -52,10 +45,10 @@ def undisturbed(shared_tmp: Path, exclusive, command, run) -> tuple:
     return result_of(workdir)
 
 
-def test_killed_in_mid_run_and_started_again(undisturbed: tuple, command, start, run, tmp_path: Path):
+def test_killed_in_mid_run_and_started_again(undisturbed: tuple, command, start, run, wait_for_step, tmp_path: Path):
     args = command("train", "--workdir", tmp_path / "run", *LONG)
     process = start(args)
-    wait_for_step(process, tmp_path / "run", 25)
+    wait_for_step([process], tmp_path / "run", 25)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -74,10 +67,12 @@ def test_killed_in_mid_run_and_started_again(undisturbed: tuple, command, start,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends(number: signal.Signals, code: int, undisturbed, command, start, run, tmp_path: Path):
+def test_a_signal_saves_and_ends(
+    number: signal.Signals, code: int, undisturbed, command, start, run, wait_for_step, tmp_path: Path
+):
     args = command("train", "--workdir", tmp_path / "run", "--config.checkpoint.every_steps=0", *LONG)
     process = start(args)
-    wait_for_step(process, tmp_path / "run", 7)
+    wait_for_step([process], tmp_path / "run", 7)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
@@ -90,10 +85,10 @@ def test_a_signal_saves_and_ends(number: signal.Signals, code: int, undisturbed,
     assert_same(result_of(tmp_path / "run"), undisturbed)
 
 
-def test_two_runs_on_one_workdir(command, start, run, tmp_path: Path):
+def test_two_runs_on_one_workdir(command, start, run, wait_for_step, tmp_path: Path):
     args = command("train", "--workdir", tmp_path / "run", *LONG)
     first = start(args)
-    wait_for_step(first, tmp_path / "run", 1)
+    wait_for_step([first], tmp_path / "run", 1)
     first.send_signal(signal.SIGSTOP)
     try:
         error = run(args).error()
