@@ -5,7 +5,7 @@ Models leave for Hugging Face with their tokenizer, so both functions are what a
     normalizers.Sequence([
         Replace(Regex(r"[[\\p{Cc}\\p{Cf}\\p{Cs}]&&[^\\t-\\r\\x{85}]]"), ""),
         NFKC(),
-        Replace("Σ", "σ"), Lowercase(),                       # with lowercase=True
+        Replace("Σ", "σ"), Lowercase(), NFKC(),               # with lowercase=True
         Replace("▁", "_"),
         Replace(Regex(r"\\s+"), " "), Strip(), Prepend(" "),
     ])
@@ -15,6 +15,7 @@ Models leave for Hugging Face with their tokenizer, so both functions are what a
     ])
 """
 
+import itertools
 import re
 import sys
 import unicodedata
@@ -40,17 +41,28 @@ _MARKS = _character_class("P", "S")
 # The controls from tab to return, and NEL, are white space.
 _REMOVED = re.compile(f"(?![\\t-\\r\\x85])[{_character_class('Cc', 'Cf', 'Cs')}]")
 _WORD = re.compile(f" ?[^\\s{_MARKS}]{{1,{LONGEST_WORD}}}| ?[{_MARKS}]")
+_LONG_RUN = re.compile(r"[^\w\s]{64,}")  # where a run of combining marks may be that no language has
 
 
 def normalise(text: str, lowercase: bool) -> str:
     """Compatibility forms unified (NFKC), invisible characters gone, one space wherever there was white space.
 
     "▁" becomes "_": it would read as a space. "Σ" is lowered by hand: `str.lower` makes it "ς" at the end of a word.
+    A small letter may be one character with its mark ("ẖ") where the capital is two, hence NFKC again.
     """
-    text = unicodedata.normalize("NFKC", _REMOVED.sub("", text))
+    text = unicodedata.normalize("NFKC", _LONG_RUN.sub(_in_order, _REMOVED.sub("", text)))
     if lowercase:
-        text = text.replace("Σ", "σ").lower()
+        text = unicodedata.normalize("NFKC", text.replace("Σ", "σ").lower())
     return " ".join(text.replace(SPACE, "_").split())
+
+
+def _in_order(run: re.Match[str]) -> str:
+    """Combining marks in the order that NFKC gives them: Python's takes time quadratic in their number to find it."""
+    marks = "".join(unicodedata.normalize("NFKD", mark) for mark in run[0])
+    found: list[str] = []
+    for _, group in itertools.groupby(marks, lambda mark: unicodedata.combining(mark) > 0):
+        found += sorted(group, key=unicodedata.combining)
+    return "".join(found)
 
 
 def words(normal: str) -> list[str]:

@@ -79,7 +79,7 @@ def normalizers(lowercase: bool) -> list[dict[str, Any]]:
     return [
         replace({"Regex": INVISIBLE}, ""),
         {"type": "NFKC"},
-        *([replace({"String": "Σ"}, "σ"), {"type": "Lowercase"}] if lowercase else []),
+        *([replace({"String": "Σ"}, "σ"), {"type": "Lowercase"}, {"type": "NFKC"}] if lowercase else []),
         replace({"String": SPACE}, "_"),
         replace({"Regex": r"\s+"}, " "),
         {"type": "Strip", "strip_left": True, "strip_right": True},

@@ -21,6 +21,7 @@ ANY = st.text(st.characters(codec=None), max_size=200)
         ("a▁b", "a_b"),
         ("ΟΔΟΣ ΣΑΣ", "οδοσ σασ"),
         ("İstanbul", "i\u0307stanbul"),
+        ("H\u0331 W\u030a İ\u0323", "ẖ ẘ ị\u0307"),  # one character when small, two when capital
         ("", ""),
         (" \u2028\x85 ", ""),
     ],
@@ -38,6 +39,23 @@ def test_normalising_twice_changes_nothing(text: str, lowercase: bool):
     normal = normalise(text, lowercase)
     assert normalise(normal, lowercase) == normal
     normal.encode()
+
+
+@given(ANY, st.characters(categories=("Lu", "Lt")), st.text(st.characters(categories=("Mn",)), max_size=3))
+def test_capitals_with_marks_have_one_small_form(before: str, capital: str, marks: str):
+    normal = normalise(before + capital + marks, lowercase=True)
+    assert normalise(normal, lowercase=True) == normal
+    assert unicodedata.is_normalized("NFKC", normal)
+
+
+@given(st.text(st.sampled_from("eé가\u1161\u0301\u0316\u0f73\u0344\u3099!½\U0001d165"), min_size=60, max_size=300))
+def test_long_runs_of_marks_are_what_nfkc_makes_of_them(text: str):
+    assert normalise(text, lowercase=False) == " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def test_a_million_marks_take_no_time():
+    """Python's own NFKC would sort them for a quarter of an hour."""
+    assert normalise("a" + "\u0315\u0316" * 500_000, lowercase=True) == "a" + "\u0316" * 500_000 + "\u0315" * 500_000
 
 
 @given(ANY)
