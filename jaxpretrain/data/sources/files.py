@@ -5,6 +5,7 @@ import glob
 import gzip
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -15,7 +16,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.source import Part
 
 BLOCK = 1 << 20  # bytes read at a time
-_ZST_BLOCK = 1 << 16  # compressed bytes at a time: they may hold a thousand times as much
+_ZST_BLOCK = 1 << 10  # compressed bytes at a time: four of them may hold 128 KiB
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 _RATIO = 4  # text is about this many times larger than its compressed file
 
@@ -26,11 +27,24 @@ def find(kind: str, value: str, pattern: str) -> Part:
     Raises:
         ConfigError: when no file matches.
     """
-    files = sorted(file for file in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(file))
+    files = sorted(file for file in _matches(os.path.expanduser(pattern)) if os.path.isfile(file))
     if not files:
         raise ConfigError(f"data.source='{kind}:{value}': no file matches")
     found = tuple((file, status.st_size, status.st_mtime_ns) for file in files if (status := os.stat(file)))
     return Part(kind, value, found, tuple(files))
+
+
+def _matches(pattern: str) -> set[str]:
+    """What a glob finds. As in a shell, `**` enters no linked folder: links may lead in circles."""
+    before, *after = re.split(r"(?<![^/])\*\*(?:/+(?=[^/])|$)", pattern, maxsplit=1)
+    if not after:
+        return set(glob.glob(pattern))
+    found: set[str] = set()
+    for top in glob.glob(before) if before else ["."]:
+        for folder, inside, _ in os.walk(top):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            found |= _matches(os.path.join(glob.escape(folder), after[0] or "*"))
+    return found if before else {file.removeprefix("./") for file in found}
 
 
 def text_size(path: str) -> int:

@@ -13,6 +13,7 @@ from jaxpretrain.data.sources.source import Part, Warnings, cut_document, split_
 
 _LONGEST_LINE = 64 << 20  # bytes
 _NAMES_SHOWN = 12
+_DEEPEST_NAME, _LONGEST_NAME = 8, 80  # objects inside each other; characters
 _MISSING = object()
 _TYPES = {dict: "an object", list: "a list", bool: "a truth value", int: "a number", float: "a number"}
 
@@ -140,10 +141,10 @@ def _look_up(row: Any, field: str) -> Any:
     return _MISSING
 
 
-def _names(row: dict[str, Any], before: str = "") -> Iterator[str]:
-    """The fields of an object, dotted where they are inside another."""
+def _names(row: dict[str, Any], before: str = "", depth: int = 1) -> Iterator[str]:
+    """The fields of an object, dotted where they are inside another; what is deeper or longer than a name is cut."""
     for key, value in row.items():
-        if isinstance(value, dict):
-            yield from _names(value, f"{before}{key}.")
+        if isinstance(value, dict) and depth < _DEEPEST_NAME:
+            yield from _names(value, f"{before}{key}.", depth + 1)
         else:
-            yield before + key
+            yield (before + key)[:_LONGEST_NAME]

@@ -117,6 +117,15 @@ def test_a_field_that_no_row_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(warnings.values()) == [150]
 
 
+@pytest.mark.parametrize("row", ['{"a":' * 900 + "1" + "}" * 900, '{"' + "a" * 100_000 + '": 1}'], ids=["deep", "long"])
+def test_names_without_end_are_cut(tmp_path: Path, row: str):
+    path = tmp_path / "a.jsonl"
+    path.write_text(row)
+    found = mistake(f"jsonl:{path}", tmp_path)
+    assert f"no row of {path} has a field 'text'; there are a" in found
+    assert len(found) < 500
+
+
 @pytest.mark.parametrize("field", [None, "text.inner"])
 @pytest.mark.parametrize(
     ("value", "name"),

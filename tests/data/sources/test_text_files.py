@@ -1,4 +1,5 @@
 import bz2
+import glob
 import gzip
 import lzma
 import os
@@ -113,3 +114,37 @@ def test_a_zst_file_that_was_cut_off(tmp_path: Path, cut: int):
     path.write_bytes(whole[:-cut] if cut < len(whole) else whole[:7])
     with pytest.raises(ConfigError, match=rf"{path} is damaged: it ends in the middle of a frame"):
         read(f"text:{path}", tmp_path)
+
+
+def test_a_zst_file_that_unfolds_without_end(tmp_path: Path):
+    """Blocks of four bytes stand for 128 KiB of one letter each; no piece of the text may fill the memory."""
+    blocks = [(128 << 10 << 3 | 1 << 1 | (i == 1023)).to_bytes(3, "little") + b"a" for i in range(1024)]
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00\x50" + b"".join(blocks))
+    sizes = [len(block) for block in files.blocks(str(path), 0, 0)]
+    assert sum(sizes) == 128 << 20
+    assert max(sizes) <= 33 << 20
+
+
+def test_links_in_circles(tmp_path: Path):
+    """As in a shell, `**` enters no linked folder; a folder that the pattern names may be one."""
+    for name in ("a", "b", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "up").symlink_to("..")
+        (tmp_path / name / "x.txt").write_text(name)
+    (tmp_path / "c.txt").symlink_to("c.txt")
+    assert read(f"text:{tmp_path}/**/*.txt", tmp_path) == ["a", "b"]
+    assert read(f"text:{tmp_path}/a/up/**/x.txt", tmp_path) == ["a", "b"]
+    assert read(f"text:{tmp_path}/**/a/**", tmp_path) == ["a"]
+
+
+def test_what_two_stars_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without links it is what Python's glob finds."""
+    for name in ("x.txt", "a/x.txt", "a/[b]/x.txt", "a/.c/x.txt", "a/a/\n/x.txt", ".x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("**", "**/*.txt", "a/**", "a/**/", "./**/x.txt", "*/**/a/**/x.txt", "**/.c/*", f"{tmp_path}/**"):
+        expected = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        found = [file for part in resolve(f"text:{pattern}") for file in part.files] if expected else []
+        assert found == sorted(expected), pattern
