@@ -7,6 +7,7 @@ import runpy
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -92,7 +93,7 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool, shown: Sequence[
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            rest = flags.FLAGS(argv)
+            rest = flags.FLAGS(_with_recipe(argv))
         except (KeyError, AttributeError):  # what ml_collections raises for a field that the config does not have
             return fail(_unknown_field(argv))
         except (flags.Error, ValueError, TypeError, OSError) as error:
@@ -111,6 +112,27 @@ def _run(main: Callable[[list[str]], None], *, arguments: bool, shown: Sequence[
             fail("interrupted", 130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _with_recipe(argv: list[str]) -> list[str]:
+    """Where there is no `configs/…` here, the recipe of that name that comes with the package."""
+
+    def located(value: str) -> str:
+        path, colon, size = value.partition(":")
+        package = Path(__file__).parent
+        places = (package, package.parent) if path.startswith("configs/") else ()  # inside in a wheel, else beside
+        file = next((place / path for place in (Path(), *places) if (place / path).is_file()), path)
+        return f"{file}{colon}{size}"
+
+    found = argv[:]
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            if equals:
+                found[i] = f"{flag}={located(value)}"
+            elif i + 1 < len(argv):
+                found[i + 1] = located(argv[i + 1])
+    return found
 
 
 def _unknown_field(argv: list[str]) -> str:

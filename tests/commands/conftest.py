@@ -150,13 +150,12 @@ def environment(devices: int) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts a command in the repository's root."""
+    """Starts a command, in the repository's root unless told otherwise."""
 
     def begin(args: list[str], devices: int = 1, **options: Any) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            args, cwd=ROOT, env=environment(devices), stdout=pipe, stderr=pipe, text=True, **options
-        )
+        options = {"cwd": ROOT} | options
+        return subprocess.Popen(args, env=environment(devices), stdout=pipe, stderr=pipe, text=True, **options)
 
     return begin
 

@@ -127,6 +127,16 @@ def test_help_tells_of_the_config(run):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("config", [["--config", "configs/bert.py"], ["--config=configs/bert.py:tiny"]])
+def test_recipes_are_found_from_any_folder(config: list[str], run, tmp_path: Path):
+    error = run([*TRAIN, *config, "--config.model.heads=3"], cwd=tmp_path).error()
+    assert "model.heads=3" in error
+    # One's own file of that name comes first.
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "bert.py").write_text("def get_config(size=''):\n    return {'name': 'mine'}\n")
+    assert "makes a dict" in run([*TRAIN, *config], cwd=tmp_path).error()
+
+
 def test_no_command_leaves_a_workdir_behind_a_mistake(run, tmp_path: Path):
     run([*BERT, "--workdir", str(tmp_path / "run"), "--config.model.heads=3"]).error()
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,582 @@
+"""Faults: what a run survives, what it says, and whether its end is that of a run that nothing disturbed.
+
+    python benchmarks/faults.py --out benchmarks/records/faults
+
+A small run of all three methods is killed at moments of every kind, one kill after another until it is through; then
+each of the other faults. After every fault the same command is started again. A run counts as *equal* when parameters,
+optimizer state, notes, metrics (times aside) and result are bit for bit those of the undisturbed run. Mounts a small
+disk for two of the faults, which needs root; without it they are left out, and said to be.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from study import machine, table, write_record
+from tqdm import tqdm
+
+from jaxpretrain.training import metrics
+from jaxpretrain.training.checkpoint import restore_params
+
+ROOT = Path(__file__).parents[1]
+STEPS, EVERY = 300, 50  # of a run, and between its checkpoints
+SETTINGS = {
+    "data.sequence_length": 16,
+    "data.vocab_size": 200,
+    "data.held_out": 0.1,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.ffn": 64,
+    "notes.single_piece": True,
+    "notes.min_count": 1,
+    "notes.max_count": 100_000,
+    "train.steps": STEPS,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "optim.warmup_steps": 5,
+    "eval.every": EVERY,
+    "eval.examples": 256,
+    "checkpoint.every_steps": EVERY,
+    "checkpoint.every_minutes": 0.0,
+    "checkpoint.keep": 3,
+}
+
+
+@dataclass
+class Case:
+    """One fault that was tried."""
+
+    fault: str
+    where: str  # which file, which moment
+    said: str  # the last line of what was reported, if anything was
+    lost: int  # steps taken that had to be taken again
+    finished: bool
+    equal: bool
+
+
+@dataclass
+class Place:
+    """A folder to try faults in: the text, prepared corpora, compiled programs and runs."""
+
+    folder: Path
+    rng: random.Random
+    cases: list[Case] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.text = self.folder / "text.txt"
+        words = [
+            "".join(self.rng.choice("bdfgklmnprstvz") + self.rng.choice("aeiou") for _ in "abc") for _ in range(60)
+        ]
+        sentence = lambda: " ".join(self.rng.choices(words, range(1, 61), k=9)) + "."  # noqa: E731
+        self.text.write_text("\n\n".join("\n".join(sentence() for _ in range(4)) for _ in range(400)) + "\n")
+
+    def command(self, workdir: Path, cache: Path | None = None, **changed: object) -> list[str]:
+        """Of training, without the interpreter."""
+        settings = SETTINGS | {"data.source": f"text:{self.text}", "data.cache_dir": cache or self.folder / "corpora"}
+        settings |= {name.replace("__", "."): value for name, value in changed.items()}
+        fields = [f"--config.{name}={value}" for name, value in settings.items()]
+        return ["--config", str(ROOT / "configs/tupe_tnf_mcbert.py"), "--workdir", str(workdir), *fields]
+
+    def start(self, args: list[str], code: str = "", compiled: Path | None = None) -> subprocess.Popen[str]:
+        """Starts training; `code` runs first in the same process."""
+        run = "import runpy; runpy.run_module('jaxpretrain.train', run_name='__main__', alter_sys=True)"
+        launch = ["-c", f"{code}\n{run}"] if code else ["-m", "jaxpretrain.train"]
+        found = {"JAX_COMPILATION_CACHE_DIR": str(compiled or self.folder / "compiled")}
+        found |= {f"JAX_PERSISTENT_CACHE_{name}": "0" for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES")}
+        pipe = subprocess.PIPE
+        environment = os.environ | found | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+        return subprocess.Popen(
+            [sys.executable, *launch, *args], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
+        )
+
+    def run(self, args: list[str], code: str = "") -> tuple[int, str, str]:
+        """Trains to the end: exit code and what was written."""
+        process = self.start(args, code)
+        out, err = process.communicate(timeout=600)
+        return process.returncode, out, err
+
+    def undisturbed(self) -> dict:
+        """What the end of every run must be."""
+        workdir = self.folder / "undisturbed"
+        if not (workdir / "DONE").exists():
+            code, _, err = self.run(self.command(workdir))
+            assert code == 0, err
+        return result_of(workdir)
+
+    def partial(self, name: str, step: int) -> Path:
+        """A copy of a run that was killed once it had logged a step."""
+        source = self.folder / f"killed-after-{step}"
+        if not source.exists():
+            process = self.start(self.command(source))
+            wait_until(process, lambda: logged(source) >= step)
+            process.kill()
+            process.communicate()
+        return Path(shutil.copytree(source, self.folder / name))
+
+    def note(self, fault: str, where: str, said: str, lost: int, workdir: Path) -> Case:
+        """Adds a case, after whose repair the run has been started again and has ended."""
+        finished = (workdir / "DONE").exists()
+        equal = finished and same(result_of(workdir), self.undisturbed())
+        self.cases.append(Case(fault, where, said.replace(str(self.folder), "…"), lost, finished, equal))
+        shutil.rmtree(workdir, ignore_errors=True)
+        return self.cases[-1]
+
+
+def result_of(workdir: Path) -> dict:
+    """All that must not depend on faults."""
+    parts = {
+        part: restore_params(workdir / "checkpoints", STEPS, subtree=part)[0]
+        for part in ("params", "opt_state", "notes")
+    }
+    lines = [
+        {k: v for k, v in line.items() if not k.startswith(("speed/", "total/seconds"))}
+        for line in metrics.read(workdir)
+    ]
+    return {"state": parts, "lines": lines, "done": json.loads((workdir / "DONE").read_text())}
+
+
+def same(one: dict, other: dict) -> bool:
+    """Bit for bit."""
+
+    def leaves(tree: dict, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        for name, value in sorted(tree.items()):
+            yield from leaves(value, f"{path}/{name}") if isinstance(value, dict) else [(f"{path}/{name}", value)]
+
+    arrays = [[(name, x.dtype, x.tobytes()) for name, x in leaves(result["state"])] for result in (one, other)]
+    return arrays[0] == arrays[1] and one["lines"] == other["lines"] and one["done"] == other["done"]
+
+
+def logged(workdir: Path) -> int:
+    """The last step in the metrics; 0 before the first."""
+    return max((line["step"] for line in metrics.read(workdir)), default=0)
+
+
+def committed(workdir: Path) -> int:
+    """The newest checkpoint; 0 where there is none."""
+    return max((int(mark.parent.name) for mark in (workdir / "checkpoints").glob("*/digests.json")), default=0)
+
+
+def wait_until(process: subprocess.Popen[str], reached: Callable[[], object]) -> bool:
+    """False: the process ended first."""
+    while process.poll() is None:
+        if reached():
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def last_line(err: str) -> str:
+    """Of what was said, bars aside."""
+    rows = [row.strip() for row in re.split(r"[\r\n]+", err)]
+    return next((row for row in reversed(rows) if row and not re.search(r"\[\d+:\d\d.*\]$", row)), "")
+
+
+def resumed_from(out: str) -> int:
+    found = re.search(r"goes on from step ([\d,]+)", out)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+# --- kill -9 ---
+
+
+def moments(place: Place, workdir: Path, cache: Path) -> dict[str, tuple[Callable[[], object], float]]:
+    """When to kill: what has been reached by then, and up to how many seconds later."""
+    begun = time.perf_counter()
+    step = logged(workdir) + place.rng.randint(1, 2 * EVERY)
+    saved = committed(workdir)
+
+    def unfinished() -> bool:
+        folders = (workdir / "checkpoints").glob("*[0-9]")
+        return any(int(folder.name) > saved and not (folder / "digests.json").exists() for folder in folders)
+
+    return {
+        "starting": (lambda: time.perf_counter() - begun > 1, 3.0),
+        "preparing": (lambda: any(cache.glob(".*")), 0.7),
+        "compiling": (lambda: (workdir / "tokenizer.model").exists(), 3.0),
+        "in a step": (lambda: logged(workdir) >= step, 0.01),
+        "evaluating": (lambda: logged(workdir) % EVERY == EVERY - 1, 0.1),
+        "writing a checkpoint": (unfinished, 0.04),
+        "finishing": (lambda: logged(workdir) >= STEPS, 0.15),
+    }
+
+
+def kills(place: Place, life: int) -> None:
+    """One run, killed at a moment of each kind, in the order in which a run comes to them, and once at random."""
+    workdir, cache = place.folder / f"life-{life}", place.folder / f"corpora-{life}"
+    compiled = place.folder / f"compiled-{life}"  # its own: the first start compiles
+    args = place.command(workdir, cache)
+    early, middle = ["starting", "preparing", "compiling"], ["in a step", "evaluating", "writing a checkpoint"]
+    order = [*early, *place.rng.sample(middle, 3), place.rng.choice(middle), "finishing"]
+    tried, before = [], 0
+    for moment in [*order, ""]:
+        process = place.start(args, compiled=compiled)
+        killed = False
+        if moment:
+            reached, delay = moments(place, workdir, cache)[moment]
+            if wait_until(process, reached):
+                time.sleep(place.rng.uniform(0, delay))
+                process.kill()
+                killed = process.wait() == -signal.SIGKILL
+        out, err = process.communicate(timeout=600)
+        if tried and tried[-1][3] is None and (out or not killed):
+            tried[-1][3] = before - resumed_from(out)  # what the kill before cost
+        before = logged(workdir)
+        if killed:
+            tried.append([moment, f"step {before}", last_line(err), None])
+        elif process.returncode:
+            tried.append([moment, f"step {before}: exit {process.returncode}", last_line(err), None])
+        if (workdir / "DONE").exists():
+            break
+    code, _, err = place.run(args)
+    finished = code == 0 and (workdir / "DONE").exists()
+    equal = finished and same(result_of(workdir), place.undisturbed())
+    for moment, where, said, lost in tried:
+        place.cases.append(
+            Case(f"kill -9, {moment}", where, said or last_line(err) * (code != 0), lost or 0, finished, equal)
+        )
+    for folder in (workdir, cache, compiled):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def signals(place: Place, number: signal.Signals) -> Case:
+    """SIGTERM, Ctrl-C: nothing is lost."""
+    workdir = place.folder / "signalled"
+    args = place.command(workdir)
+    process = place.start(args)
+    step = place.rng.randint(3, STEPS - EVERY)
+    wait_until(process, lambda: logged(workdir) >= step)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=600)
+    before = logged(workdir)
+    _, again, _ = place.run(args)
+    return place.note(number.name, f"step {before}", last_line(out), before - resumed_from(again), workdir)
+
+
+# --- files ---
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """One bit."""
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(len(data))
+    data[place] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    """Cut anywhere."""
+    os.truncate(path, rng.randrange(path.stat().st_size))
+
+
+DAMAGES = {"one bit flipped": flip, "truncated": truncate}
+STOPPED = 3 * EVERY + 5  # where runs stand whose files are damaged
+
+
+def files_of_checkpoint(place: Place) -> list[str]:
+    """Of the newest one of a stopped run."""
+    newest = place.partial("listed", STOPPED) / "checkpoints" / f"{3 * EVERY:08d}"
+    found = [str(path.relative_to(newest)) for path in sorted(newest.rglob("*")) if path.is_file()]
+    shutil.rmtree(place.folder / "listed")
+    return found
+
+
+def damaged_checkpoint(place: Place, damage: str, name: str) -> Case:
+    """A file of the newest checkpoint is not what was written: the one before is used."""
+    workdir = place.partial("damaged", STOPPED)
+    newest = workdir / "checkpoints" / f"{3 * EVERY:08d}"
+    DAMAGES[damage](newest / name, place.rng)
+    _, out, err = place.run(place.command(workdir))
+    said = next((line for line in err.splitlines() if "damaged" in line or "unfinished" in line), "")
+    return place.note(
+        f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), said, STOPPED - resumed_from(out), workdir
+    )
+
+
+def damaged_run_file(place: Place, name: str) -> Case:
+    """A file beside the checkpoints: used or refused, never half read."""
+    workdir = place.partial("beside", STOPPED)
+    original = (workdir / name).read_bytes()
+    truncate(workdir / name, place.rng)
+    code, out, err = place.run(place.command(workdir))
+    said = last_line(err)
+    if code:
+        (workdir / name).write_bytes(original)
+        _, out, _ = place.run(place.command(workdir))
+    return place.note("file of a run: truncated", name, said, STOPPED - resumed_from(out), workdir)
+
+
+def damaged_corpus(place: Place, name: str) -> Case:
+    """A prepared corpus with a flipped bit: noticed before a step is taken with it."""
+    workdir, cache = place.partial("on-damaged", STOPPED), place.folder / "damaged-corpora"
+    shutil.copytree(place.folder / "corpora", cache)
+    [path] = cache.glob(f"*/{name}")
+    flip(path, place.rng)
+    _, out, err = place.run(place.command(workdir, cache))
+    shutil.rmtree(cache)
+    said = next((line for line in err.splitlines() if "damaged" in line), "")
+    return place.note("prepared corpus: one bit flipped", name, said, STOPPED - resumed_from(out), workdir)
+
+
+# --- what changes underneath ---
+
+
+def another_text(place: Place) -> Case:
+    """The text has changed since the run was stopped; then it is brought back."""
+    workdir, kept = place.partial("another-text", STOPPED), place.text.read_text()
+    place.text.write_text(kept.replace("a", "e", 50))
+    try:
+        _, _, err = place.run(place.command(workdir))
+    finally:
+        place.text.write_text(kept)
+    _, out, _ = place.run(place.command(workdir))
+    return place.note("text changed between starts", "", last_line(err), STOPPED - resumed_from(out), workdir)
+
+
+def text_changes_meanwhile(place: Place) -> Case:
+    """The text and the prepared corpus go while a run reads them."""
+    workdir, cache, kept = place.folder / "meanwhile", place.folder / "meanwhile-corpora", place.text.read_text()
+    process = place.start(place.command(workdir, cache))
+    wait_until(process, lambda: logged(workdir) >= EVERY)
+    place.text.write_text("gone")
+    shutil.rmtree(cache)
+    _, err = process.communicate(timeout=600)
+    place.text.write_text(kept)
+    return place.note("text and prepared corpus deleted during a run", "", last_line(err), 0, workdir)
+
+
+def another_config(place: Place) -> Case:
+    """The same workdir, another model."""
+    workdir = place.partial("another-config", STOPPED)
+    _, _, err = place.run(place.command(workdir, model__hidden=64))
+    _, out, _ = place.run(place.command(workdir))
+    return place.note("config that differs", "model.hidden", last_line(err), STOPPED - resumed_from(out), workdir)
+
+
+def another_version(place: Place) -> Case:
+    """config.json has a field that this version does not know."""
+    workdir = place.partial("another-version", STOPPED)
+    kept = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(json.dumps(json.loads(kept) | {"of_tomorrow": 1}))
+    _, _, err = place.run(place.command(workdir))
+    (workdir / "config.json").write_text(kept)
+    _, out, _ = place.run(place.command(workdir))
+    return place.note("run of another version", "config.json", last_line(err), STOPPED - resumed_from(out), workdir)
+
+
+def another_format(place: Place) -> Case:
+    """A prepared corpus of another version lies in the cache."""
+    workdir, cache = place.partial("another-format", STOPPED), place.folder / "other-corpora"
+    shutil.copytree(place.folder / "corpora", cache)
+    [path] = cache.glob("*/manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+    _, out, err = place.run(place.command(workdir, cache))
+    shutil.rmtree(cache)
+    said = next((line for line in err.splitlines() if "damaged" in line), "")
+    return place.note("prepared corpus of another version", "", said, STOPPED - resumed_from(out), workdir)
+
+
+def several_runs(place: Place) -> Case:
+    """Three commands on one workdir at the same moment, preparing the same corpus."""
+    workdir, cache = place.folder / "several", place.folder / "several-corpora"
+    processes = [place.start(place.command(workdir, cache)) for _ in range(3)]
+    ends = [process.communicate(timeout=600) for process in processes]
+    refused = [last_line(err) for process, (_, err) in zip(processes, ends, strict=True) if process.returncode]
+    said = refused[0] if len(refused) == 2 and len(set(refused)) == 1 else f"{len(refused)} refused: {refused}"
+    shutil.rmtree(cache, ignore_errors=True)
+    return place.note("three runs started on one workdir", "", said, 0, workdir)
+
+
+def two_prepare(place: Place) -> Case:
+    """Two runs prepare the same corpus, and one of them is killed."""
+    workdir, other, cache = place.folder / "prepares", place.folder / "prepares-too", place.folder / "two-corpora"
+    first, second = place.start(place.command(other, cache)), place.start(place.command(workdir, cache))
+    wait_until(first, lambda: any(cache.glob(".*")))
+    time.sleep(place.rng.uniform(0, 0.3))
+    first.kill()
+    first.communicate()
+    _, err = second.communicate(timeout=600)
+    for folder in (other, cache):
+        shutil.rmtree(folder, ignore_errors=True)
+    return place.note("killed while another prepares the same corpus", "", last_line(err), 0, workdir)
+
+
+# --- clocks and numbers ---
+
+CLOCK = """
+import random, time
+real, rng = time.time, random.Random({seed})
+time.time = lambda: real() + rng.choice([0, 90_000, -90_000, 3e7, -3e7])
+"""
+NAN = """
+import copy
+import jax.numpy as jnp
+import jaxpretrain.training.step as module
+whole = module.train_step
+def broken(state, batch, *, objective, **others):
+    one = copy.copy(objective)
+    def loss(*args):
+        value, aux = objective.loss(*args)
+        return jnp.where(state.step == {step}, jnp.nan, 1.0) * value, aux
+    one.loss = loss
+    return whole(state, batch, objective=one, **others)
+module.train_step = broken
+"""
+
+
+def clock(place: Place) -> Case:
+    """The wall clock jumps back and forth by a day and by a year, at every look."""
+    workdir, cache = place.folder / "clock", place.folder / "clock-corpora"
+    code = CLOCK.format(seed=place.rng.randrange(1000))
+    process = place.start(place.command(workdir, cache), code)
+    wait_until(process, lambda: logged(workdir) >= STOPPED)
+    process.kill()
+    process.communicate()
+    before = logged(workdir)
+    _, out, err = place.run(place.command(workdir, cache), code)
+    shutil.rmtree(cache, ignore_errors=True)
+    return place.note("clock jumps", "day and year, and a kill", last_line(err), before - resumed_from(out), workdir)
+
+
+def nan(place: Place) -> Case:
+    """The loss of one batch is not a number; the next start meets a sound one, as after a fault of the hardware."""
+    workdir, step = place.folder / "nan", place.rng.randint(EVERY + 1, STEPS - 1)
+    code, _, err = place.run(place.command(workdir), NAN.format(step=step))
+    before = logged(workdir)
+    _, out, _ = place.run(place.command(workdir))
+    said = last_line(err) if code else "nothing was noticed"
+    return place.note("NaN in one batch", f"step {step + 1}", said, before - resumed_from(out), workdir)
+
+
+# --- disks ---
+
+
+class NoDisk(Exception):
+    """A fault that cannot be tried here."""
+
+
+@contextmanager
+def disk(place: Place, kib: int) -> Iterator[Path]:
+    """A file system of its own. Raises NoDisk where it cannot be mounted."""
+    folder = place.folder / "disk"
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], capture_output=True).returncode:
+        raise NoDisk("mounting a disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+def full_disk(place: Place) -> Case:
+    """The disk is full at a moment that its size decides; then there is room again."""
+    kib = place.rng.randint(400, 2000)
+    with disk(place, kib) as folder:
+        workdir = folder / "run"
+        code, _, err = place.run(place.command(workdir))
+        before = logged(workdir)
+        remount(folder, "size=1g")
+        _, out, _ = place.run(place.command(workdir))
+        said = last_line(err) if code else "it was large enough"
+        return place.note("disk full", f"{kib} KiB, step {before}", said, before - resumed_from(out), workdir)
+
+
+def read_only(place: Place) -> Case:
+    """The disk may only be read when the run is to go on; then it may be written again."""
+    with disk(place, 1 << 20) as folder:
+        workdir = Path(shutil.copytree(place.partial("for-disk", STOPPED), folder / "run"))
+        shutil.rmtree(place.folder / "for-disk")
+        remount(folder, "ro")
+        _, _, err = place.run(place.command(workdir))
+        remount(folder, "rw")
+        _, out, _ = place.run(place.command(workdir))
+        return place.note("read-only", "", last_line(err), STOPPED - resumed_from(out), workdir)
+
+
+# --- all of them ---
+
+
+def others(place: Place, times: int) -> list[Callable[[], object]]:
+    """Every fault but kill -9, as often as it is to be tried."""
+    todo: list[Callable[[], object]] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        todo += [lambda number=number: signals(place, number)] * times
+    for damage in DAMAGES:
+        todo += [lambda d=damage, n=name: damaged_checkpoint(place, d, n) for name in files_of_checkpoint(place)]
+    todo += [lambda n=name: damaged_run_file(place, n) for name in ("config.json", "metrics.jsonl", "tokenizer.model")]
+    [corpus] = (place.folder / "corpora").iterdir()
+    todo += [lambda n=path.name: damaged_corpus(place, n) for path in sorted(corpus.iterdir())]
+    single = [another_text, text_changes_meanwhile, another_config, another_version, another_format, several_runs]
+    single += [two_prepare, clock, nan, full_disk, read_only]
+    return todo + [lambda f=fault: f(place) for fault in single for _ in range(times)]
+
+
+def summary(cases: list[Case]) -> list[list[str]]:
+    """A row a fault."""
+    rows = []
+    for fault in dict.fromkeys(case.fault for case in cases):
+        here = [case for case in cases if case.fault == fault]
+        said = next((case.said for case in here if case.said), "")
+        said = said if len(said) < 160 else f"{said[:157]}…"
+        silent = sum(case.finished and not case.equal for case in here)
+        survived = f"{sum(case.finished for case in here)}"
+        rows.append([fault, f"{len(here)}", survived, f"{max(case.lost for case in here)}", f"{silent}", said])
+    return rows
+
+
+def main() -> None:
+    """Tries them all, then writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lives", type=int, default=7, help="runs that are killed eight times each")
+    parser.add_argument("--times", type=int, default=3, help="how often each other fault is tried")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and places")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/records/faults"))
+    options = parser.parse_args()
+    begun = time.perf_counter()
+    left_out: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder), random.Random(options.seed))
+        place.undisturbed()
+        todo = [lambda life=life: kills(place, life) for life in range(options.lives)] + others(place, options.times)
+        for fault in tqdm(todo, unit="fault"):
+            try:
+                fault()
+            except NoDisk as error:
+                left_out.append(str(error))
+    cases = place.cases
+    killed = [case for case in cases if case.fault.startswith("kill")]
+    silent = [case for case in cases if case.finished and not case.equal]
+    about = (
+        f"{len(cases)} faults, {len(killed)} of them kill -9. Runs that ended bit for bit like the undisturbed one: "
+        f"{sum(case.equal for case in cases)}; otherwise: {len(silent)}; not at all: "
+        f"{sum(not case.finished for case in cases)}. "
+        f"A run: {STEPS} steps of TUPE-R, notes and MC-BERT, a checkpoint every {EVERY} steps; seed {options.seed}; "
+        f"{(time.perf_counter() - begun) / 60:.0f} minutes. {machine()}."
+    )
+    head = ["fault", "tried", "survived", "most steps lost", "silent errors", "what was said, for example"]
+    body = f"{table(head, summary(cases))}\n\n`python benchmarks/faults.py`: every case is in `cases.json`."
+    if left_out:
+        body += f"\n\nLeft out: {len(left_out)} ({'; '.join(sorted(set(left_out)))})."
+    files = {"cases.json": json.dumps([asdict(case) for case in cases], indent=1, ensure_ascii=False) + "\n"}
+    write_record(options.out, "Faults", about, body, files)
+    sys.exit(bool(silent) or not all(case.finished for case in cases))
+
+
+if __name__ == "__main__":
+    main()
