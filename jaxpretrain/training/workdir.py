@@ -81,12 +81,18 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     """Holds the workdir against a second run on this machine, for as long as the process lives.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: another process holds it, or it cannot be written.
     """
     if "://" in str(workdir) or not hosts.first():  # buckets have no locks
         yield
         return
-    with Path(workdir / ".lock").open("w") as file:
+    try:
+        lock = Path(workdir / ".lock").open("w")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir}: cannot be written ({error.strerror or error}): make it writable, or give another"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

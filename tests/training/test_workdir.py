@@ -83,6 +83,12 @@ def test_a_held_workdir_is_refused_and_free_afterwards(workdir):
         pass
 
 
+def test_a_workdir_without_room_for_the_lock(workdir):
+    (workdir / ".lock").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"--workdir=.*: cannot be written \(Is a directory\)"), locked(workdir):
+        pass
+
+
 def test_resume_needs_the_same_text_and_no_fewer_steps(workdir):
     config, host = Config(), {"corpus": "a" * 32}
     check_resume(config, host, workdir, host, config.train.steps)
