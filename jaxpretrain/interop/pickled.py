@@ -13,14 +13,14 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.files import check_file
 
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -42,30 +42,48 @@ OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files written before
 # of them is read.
 UNUSED = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)
 
+MOST_NAMES = 8  # of one storage, about: arrays may be as many times larger than the file, through names for the same
+
 Bytes = Callable[["_Storage"], np.ndarray]  # a storage's content
+
+
+def _load_list(length: int) -> Callable[[Any], None]:
+    """What reads a list of the last `length` values of the stack."""
+
+    def load(reader: Any) -> None:
+        reader.stack[-length:] = [reader.stack[-length:]]
+
+    return load
+
+
+_READERS = {code: f for code, f in pickle._Unpickler.dispatch.items() if bytes([code]) not in UNUSED}
+# Tuples become lists, which cannot be keys: to hash forty tuples that each hold the one before twice takes for ever.
+_READERS |= {pickle.EMPTY_TUPLE[0]: _READERS[pickle.EMPTY_LIST[0]], pickle.TUPLE[0]: _READERS[pickle.LIST[0]]}
+_READERS |= {code[0]: _load_list(i) for i, code in enumerate((pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3), 1)}
 
 
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Python's own reader, not the one in C, which takes as much memory as a file says that it needs."""
 
-    dispatch: ClassVar = {code: f for code, f in pickle._Unpickler.dispatch.items() if bytes([code]) not in UNUSED}
+    dispatch: ClassVar = _READERS
 
 
 class _Refused(Exception):
     """A name that no tensor needs."""
 
 
-@dataclass(frozen=True)
-class _Storage:
+# What a pickle gets hold of, it can change where Python lets it: these have no attributes that can be set.
+
+
+class _Storage(NamedTuple):
     """A run of numbers in the file."""
 
     key: str
     dtype: np.dtype
-    count: int
+    length: int
 
 
-@dataclass(frozen=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     """A view of a storage; read only where it is asked for."""
 
     storage: _Storage
@@ -84,16 +102,17 @@ def read(path: str | Path, *parts: str) -> Any:
     Raises:
         ConfigError: the file cannot be read, lacks an entry, or asks for what this reader does not do.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
+        check_file(path)
         with path.open("rb") as file:
             content, numbers = _read_zip(file) if zipfile.is_zipfile(path) else _read_old(file)
-            if not parts:
-                return _arrays(content, numbers)
-            for part in parts:
-                if not isinstance(content, dict) or part not in content:
-                    raise ConfigError(f"{path}: holds no {part!r}")
-            return {part: _arrays(content[part], numbers) for part in parts}
+            if parts:
+                for part in parts:
+                    if not isinstance(content, dict) or part not in content:
+                        raise ConfigError(f"{path}: holds no {part!r}")
+                content = {part: content[part] for part in parts}
+            return _arrays(content, numbers, MOST_NAMES * path.stat().st_size)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _Refused as error:
@@ -132,7 +151,7 @@ def _read_zip(file: IO[bytes]) -> tuple[Any, Bytes]:
         raise ValueError
 
     def numbers(storage: _Storage) -> np.ndarray:
-        return np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype, storage.count)
+        return np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype, storage.length)
 
     with archive.open(names[0]) as stream:
         return _unpickler(stream).load(), numbers
@@ -150,7 +169,7 @@ def _read_old(file: IO[bytes]) -> tuple[Any, Bytes]:
     places: dict[str, int] = {}
     for key in _unpickler(file).load():
         [count] = struct.unpack("<q", file.read(8))
-        if key not in storages or count != storages[key].count:
+        if key not in storages or count != storages[key].length:
             raise ValueError
         places[key] = file.tell()
         if file.seek(count * storages[key].dtype.itemsize, 1) > size:
@@ -158,7 +177,7 @@ def _read_old(file: IO[bytes]) -> tuple[Any, Bytes]:
 
     def numbers(storage: _Storage) -> np.ndarray:
         file.seek(places[storage.key])
-        return np.frombuffer(file.read(storage.count * storage.dtype.itemsize), storage.dtype, storage.count)
+        return np.frombuffer(file.read(storage.length * storage.dtype.itemsize), storage.dtype, storage.length)
 
     return content, numbers
 
@@ -199,14 +218,14 @@ def _unpickler(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> 
         "torch._utils._rebuild_tensor": tensor,
         "torch._utils._rebuild_tensor_v2": tensor,
         "torch._utils._rebuild_parameter": parameter,
-        "torch.Size": lambda sizes=(): tuple(sizes),
+        "torch.Size": lambda sizes=(): list(sizes),
     }
 
     class Unpickler(_Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             full = f"{module}.{name}"
             if module == "torch" and name in DTYPES:
-                return DTYPES[name]
+                return name  # not the type: a pickle could change it for the whole process
             if full in known:
                 return known[full]
             if full.startswith(IGNORED):
@@ -215,9 +234,9 @@ def _unpickler(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> 
 
         def persistent_load(self, pid: Any) -> _Storage:
             kind, dtype, key, _, count, *view = pid
-            if kind != "storage" or not isinstance(dtype, np.dtype) or any(view):
+            if kind != "storage" or not isinstance(key, str) or any(view):
                 raise ValueError
-            storage = _Storage(str(key), dtype, int(count))
+            storage = _Storage(key, DTYPES[dtype], int(count))
             if storages is not None:
                 storages[storage.key] = storage
             return storage
@@ -225,17 +244,36 @@ def _unpickler(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> 
     return Unpickler(file, encoding="utf-8")
 
 
-def _arrays(content: Any, numbers: Bytes) -> Any:
-    """The content with arrays for tensors, and dicts for what was a command line."""
-    if isinstance(content, _Tensor):
-        return _array(content, numbers(content.storage))
-    if isinstance(content, Namespace):
-        content = vars(content)
-    if isinstance(content, dict):
-        return {key: _arrays(value, numbers) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_arrays(value, numbers) for value in content]
-    return content
+def _arrays(content: Any, numbers: Bytes, limit: int) -> Any:
+    """The content with arrays for tensors, and dicts for what was a command line.
+
+    What the content holds in several places is made once: lists that each name the one before twice stay small.
+    """
+    made: dict[int, Any] = {}
+    size = 0
+
+    def make(value: Any) -> Any:
+        if id(value) not in made:
+            made[id(value)] = new(value)
+        return made[id(value)]
+
+    def new(value: Any) -> Any:
+        nonlocal size
+        if isinstance(value, _Tensor):
+            array = _array(value, numbers(value.storage))
+            size += array.nbytes
+            if size > limit:
+                raise ValueError
+            return array
+        if isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, dict):
+            return {key: make(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [make(entry) for entry in value]
+        return value
+
+    return make(content)
 
 
 def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:

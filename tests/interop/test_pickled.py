@@ -180,11 +180,14 @@ class Stored:
         self.pid = pid
 
 
+def a_tensor(folder: Path) -> Path:
+    content = tensor_pickle(("0", "cpu", 6), 1, (2, 2), (3, 1))
+    return archive(folder / "tensor.pt", content, s0=np.arange(6, dtype=np.float32).tobytes())
+
+
 def test_a_tensor_by_hand(tmp_path: Path) -> None:
     """Without PyTorch."""
-    content = tensor_pickle(("0", "cpu", 6), 1, (2, 2), (3, 1))
-    path = archive(tmp_path / "x.pt", content, s0=np.arange(6, dtype=np.float32).tobytes())
-    np.testing.assert_array_equal(pickled.read(path), [[1, 2], [4, 5]])
+    np.testing.assert_array_equal(pickled.read(a_tensor(tmp_path)), [[1, 2], [4, 5]])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +207,70 @@ def test_numbers_that_point_elsewhere_are_damage(tmp_path: Path, storage, offset
     content = tensor_pickle(storage, offset, shape, strides)
     path = archive(tmp_path / "x.pt", content, s0=np.arange(6, dtype=np.float32).tobytes())
     assert "is damaged" in message(path)
+
+
+def opcodes(*parts: bytes | str) -> bytes:
+    """A pickle from its opcodes; a string is a name, as `torch.FloatStorage`."""
+    names = (
+        b"c" + b"\n".join(part.encode().rsplit(b".", 1)) + b"\n" if isinstance(part, str) else part for part in parts
+    )
+    return b"\x80\x02" + b"".join(names) + b"."
+
+
+@pytest.mark.parametrize("name", ["torch.BFloat16Storage", "torch.FloatStorage"])
+def test_a_file_changes_no_type_of_the_process(tmp_path: Path, name: str) -> None:
+    """A dtype takes a new state in place, bfloat16's even another size: arrays would reach beyond their memory."""
+    dtype = pickled.DTYPES[name.removeprefix("torch.")]
+    before = dtype.itemsize, dtype.str, dtype.metadata
+    state = pickle.dumps((4, "|", None, None, None, 100, 1, 0, {"a": 1}), 2)[2:-1]
+    message(archive(tmp_path / "x.pt", opcodes(name, state, pickle.BUILD)))
+    assert (dtype.itemsize, dtype.str, dtype.metadata) == before
+
+
+@pytest.mark.parametrize(
+    "known",
+    ["collections.OrderedDict", "argparse.Namespace", "torch._utils._rebuild_tensor_v2", "torch.Size", "numpy.x"],
+)
+@pytest.mark.parametrize("made", [b"", b")R"], ids=["itself", "its result"])
+def test_a_file_changes_nothing_that_it_is_given(tmp_path: Path, known: str, made: bytes) -> None:
+    state = pickle.dumps({"x": 1, "__init__": 2, "__class__": 3, "key": 4}, 2)[2:-1]
+    with contextlib.suppress(ConfigError):
+        pickled.read(archive(tmp_path / "x.pt", opcodes(known, made, state, pickle.BUILD)))
+    assert not hasattr(OrderedDict, "x")
+    assert argparse.Namespace(y=1).y == 1
+    np.testing.assert_array_equal(pickled.read(a_tensor(tmp_path)), [[1, 2], [4, 5]])
+
+
+def test_what_names_itself_twice_at_every_level_stays_small(tmp_path: Path) -> None:
+    double = b"2" + pickle.TUPLE2  # DUP
+    assert message(archive(tmp_path / "key.pt", opcodes(b"}", b"N", pickle.TUPLE1, double * 60, b"Ns")))
+    size = opcodes(
+        b"}", b"N", pickle.TUPLE1, *[b"q\x010", "torch.Size", b"h\x01", double, pickle.TUPLE1, b"R"] * 60, b"Ns"
+    )
+    assert message(archive(tmp_path / "size.pt", size))
+    found = pickled.read(archive(tmp_path / "x.pt", opcodes(b"N", pickle.TUPLE1, double * 60)))
+    for _ in range(60):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found == [None]
+
+
+def test_many_names_of_one_storage_are_refused(tmp_path: Path) -> None:
+    tensor = tensor_pickle(("0", "cpu", 1000), 0, (1000,), (1,))[2:-1]
+    data = bytes(4000)
+    tied = pickled.read(archive(tmp_path / "tied.pt", opcodes(b"](", tensor * 4, b"e"), s0=data))
+    assert [len(array) for array in tied] == [1000] * 4
+    assert "is damaged" in message(archive(tmp_path / "x.pt", opcodes(b"](", tensor * 100, b"e"), s0=data))
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    assert "cannot be read: not a file" in message(tmp_path / "x.pt")
+    assert "cannot be read: not a file" in message(Path("/dev/zero"))
+
+
+def test_nobody_s_home(tmp_path: Path) -> None:
+    assert "No such file" in message(Path("~nobody-of-this-name/x.pt"))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02.", pickle.dumps(1), b"\x80\x02" + b"(" * 5000])

@@ -1,6 +1,7 @@
 """Files on disk, plain or compressed: finding them, cutting them into byte ranges, reading these block by block."""
 
 import bz2
+import errno
 import glob
 import gzip
 import lzma
@@ -8,9 +9,11 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import zstandard
+from etils import epath
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.source import Part
@@ -117,6 +120,16 @@ def _zst_blocks(path: str) -> Iterator[bytes]:
                     yield text
     if frame:
         raise ConfigError(f"data.source: {path} is damaged: it ends in the middle of a frame")
+
+
+def check_file(path: Path | epath.Path) -> None:
+    """Named pipes are waited for and devices read for ever.
+
+    Raises:
+        OSError: the path is neither a file nor missing.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file", str(path))
 
 
 def opened(path: str, opener: Callable[[], Any]) -> IO[bytes]:
