@@ -1,7 +1,8 @@
-"""`prepare`: from the source to a prepared corpus (`prepared.py`), with whatever number of processes.
+"""`prepare`: from the source to a prepared corpus (`prepared.py`), with whatever number of processes or machines.
 
 Words are counted, the tokenizer is trained on the counts, rare words are chosen by them, the text is encoded. The bytes
-written depend on the text and the settings alone.
+written depend on the text and the settings alone. Counting and encoding are functions of a unit (`passes.py`): how they
+are run over all units is the one thing that varies, here or on the machines of others (`beam.py`).
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -41,10 +42,24 @@ _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
 _ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
+_Found = TypeVar("_Found", passes.Counted, passes.Encoded)
 
 
-def prepare(config: DataConfig, notes: NotesConfig, *, progress: bool = True) -> Corpus:
+class Over(Protocol):
+    """Runs a pass over all units: each as `run(unit, its number, a folder)`; results in the order of the units.
+
+    In the folder are the files that `build.py` has made so far, and what the pass writes there is brought to it.
+    """
+
+    def __call__(self, run: Callable[[Unit, int, Path], _Found], units: list[Unit], title: str) -> list[_Found]: ...
+
+
+Machines = Callable[[Path], contextlib.AbstractContextManager[Over]]  # of the folder that is built
+
+
+def prepare(
+    config: DataConfig, notes: NotesConfig, *, progress: bool = True, machines: Machines | None = None
+) -> Corpus:
     """Opens the prepared corpus of a config, building it when it is not in the cache or damaged there.
 
     Args:
@@ -52,12 +67,13 @@ def prepare(config: DataConfig, notes: NotesConfig, *, progress: bool = True) ->
         notes: its notes part, which says what words are rare. They are found for runs without notes too: held-out
             losses are compared near rare words and elsewhere.
         progress: show bars on standard error.
+        machines: what runs the passes over the text instead of `data.workers` processes, as `beam.machines` makes it.
 
     Raises:
         ConfigError: one line that names the field, when the source, the tokenizer or the cache folder cannot serve, or
             notes are on and no word is rare.
     """
-    corpus = _prepare(config, notes, progress)
+    corpus = _prepare(config, notes, progress, machines)
     if notes.enabled and not corpus.note_rows:
         rare = corpus.rare_words
         raise ConfigError(
@@ -67,7 +83,7 @@ def prepare(config: DataConfig, notes: NotesConfig, *, progress: bool = True) ->
     return corpus
 
 
-def _prepare(config: DataConfig, notes: NotesConfig, progress: bool) -> Corpus:
+def _prepare(config: DataConfig, notes: NotesConfig, progress: bool, machines: Machines | None) -> Corpus:
     parts = corpus_source.resolve(config.source)
     own = tokenizers.adopt(config.tokenizer, config.lowercase) if config.tokenizer else None
     settings = _settings(config, notes, own)
@@ -86,7 +102,7 @@ def _prepare(config: DataConfig, notes: NotesConfig, progress: bool) -> Corpus:
                 shutil.rmtree(left, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _build(config, notes, parts, own, settings, scratch, progress)
+            _build(config, notes, parts, own, settings, scratch, progress, machines)
             _put_in_place(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -122,16 +138,19 @@ def _build(
     settings: dict[str, Any],
     scratch: Path,
     progress: bool,
+    machines: Machines | None,
 ) -> None:
     """Fills `scratch` with the files of a cache folder."""
     size = sum(os.path.getsize(file) for part in parts for file in part.files)
-    alone = size < _POOL_FROM and all(part.files for part in parts)
-    with _pool(1 if alone else config.workers or os.cpu_count() or 1) as pool:
+    alone = machines is not None or (size < _POOL_FROM and all(part.files for part in parts))
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(_pool(1 if alone else config.workers or os.cpu_count() or 1))
+        over = stack.enter_context(machines(scratch)) if machines else partial(_over_units, pool, scratch, progress)
         with _bar("reading", 1, progress) as bar:
             units = corpus_source.plan(parts, scratch, pool)
             bar.update()
         below = int(config.held_out * passes.HASH_RANGE)
-        counted = _count(units, scratch, config.lowercase, below, pool, progress)
+        counted = _count(units, config.lowercase, below, over)
         documents = sum(unit.documents for unit in counted)
         if documents < 2:
             raise ConfigError(
@@ -146,7 +165,7 @@ def _build(
         if not lowest < below <= highest:
             # However small the corpus, one document is held out and one is not. The training text is another then.
             below = min(max(below, lowest + 1), highest)
-            counted = _count(units, scratch, config.lowercase, below, pool, progress)
+            counted = _count(units, config.lowercase, below, over)
         for (path, what), count in sum((unit.warnings for unit in counted), Warnings()).items():
             _log.warning("%s: %s %s", path, f"{count:,}", what)
         merged = scratch / "words.tsv"
@@ -169,9 +188,7 @@ def _build(
             rare_words.write(chosen, scratch / rare_words.FILE_NAME)
             bar.update()
         merged.unlink()
-        encoded = _over_units(
-            passes.encode_unit, [(unit, i, scratch, below) for i, unit in enumerate(units)], pool, "encoding", progress
-        )
+        encoded = over(partial(passes.encode_unit, below=below), units, "encoding")
     (scratch / pydocs.FILE_NAME).unlink(missing_ok=True)
     np.save(scratch / "counts.npy", sum((unit.counts for unit in encoded), np.zeros(tokenizer.vocab_size, np.int64)))
     files = {name: digest_of_file(scratch / name) for name in (tokenizers.FILE_NAME, "counts.npy")}
@@ -220,11 +237,8 @@ def _put_in_place(scratch: Path, folder: Path) -> None:
     scratch.rename(folder)
 
 
-def _count(
-    units: list[Unit], scratch: Path, lowercase: bool, below: int, pool: Executor | None, progress: bool
-) -> list[passes.Counted]:
-    tasks = [(unit, i, scratch, lowercase, below) for i, unit in enumerate(units)]
-    return _over_units(passes.count_unit, tasks, pool, "counting words", progress)
+def _count(units: list[Unit], lowercase: bool, below: int, over: Over) -> list[passes.Counted]:
+    return over(partial(passes.count_unit, lowercase=lowercase, below=below), units, "counting words")
 
 
 # --- processes ---
@@ -271,18 +285,25 @@ def _start_worker() -> None:
 
 
 def _over_units(
-    function: Callable[..., _T], tasks: list[tuple[Any, ...]], pool: Executor | None, title: str, progress: bool
-) -> list[_T]:
-    """`function(*task)` for every task, whose first member is a unit; results in the order of the tasks."""
-    sizes = [sum(piece.size for piece in task[0]) for task in tasks]
+    pool: Executor | None,
+    scratch: Path,
+    progress: bool,
+    run: Callable[[Unit, int, Path], _Found],
+    units: list[Unit],
+    title: str,
+) -> list[_Found]:
+    """`Over` with the processes of a pool, or in this one; all of them work in `scratch`."""
+    sizes = [sum(piece.size for piece in unit) for unit in units]
     with _bar(title, sum(sizes), progress, unit="B", unit_scale=True) as bar:
         if pool is None:
             results = []
-            for task, size in zip(tasks, sizes, strict=True):
-                results.append(function(*task))
+            for index, (unit, size) in enumerate(zip(units, sizes, strict=True)):
+                results.append(run(unit, index, scratch))
                 bar.update(size)
             return results
-        futures = {pool.submit(function, *task): size for task, size in zip(tasks, sizes, strict=True)}
+        futures = {
+            pool.submit(run, unit, i, scratch): size for i, (unit, size) in enumerate(zip(units, sizes, strict=True))
+        }
         for future in as_completed(futures):
             future.result()
             bar.update(futures[future])

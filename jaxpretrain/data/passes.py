@@ -1,6 +1,7 @@
 """The two passes over a unit of the source, each a function that any process can run: counting its words, encoding it.
 
-Beside each stands what joins the results of all units.
+Both read the unit and what `build.py` has put into a folder, and write into that folder, under names that hold the
+unit's number. Beside each stands what joins the results of all units.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,16 @@ class Counted:
     spill: Path  # sorted `word<TAB>count<TAB>count in training documents` lines
     warnings: Warnings
 
+    def record(self) -> dict[str, Any]:
+        """For JSON; the folder is left out."""
+        return vars(self) | {"spill": self.spill.name, "warnings": [[*key, n] for key, n in self.warnings.items()]}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], folder: Path) -> "Counted":
+        """Of what JSON gave back, the files now in `folder`."""
+        warnings = Warnings({(path, what): n for path, what, n in record["warnings"]})
+        return cls(**record | {"spill": folder / record["spill"], "warnings": warnings})
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -47,8 +59,17 @@ class Encoded:
     tokens: dict[str, int]  # by split
     documents: dict[str, int]
     digests: dict[str, str]  # by file name
-    counts: np.ndarray
-    occurrences: dict[str, Path]  # by split: int64 [n, 3], places counted from the unit's start
+    counts: np.ndarray  # int64 [V], of the training stream
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self) | {"counts": self.counts.tolist()}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], folder: Path) -> "Encoded":
+        """Of what JSON gave back; the files have the same names in every folder."""
+        fields: dict[str, Any] = record | {"counts": np.array(record["counts"], np.int64)}
+        return cls(**fields)
 
 
 # --- counting words ---
@@ -173,8 +194,8 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
     tokens = {"train": 0, "valid": 0}
     documents = {"train": 0, "valid": 0}
     counts = np.zeros(tokenizer.vocab_size, np.int64)
-    paths = {split: scratch / f"{split}-{index:05d}.bin" for split in tokens}
-    occurrences = {split: scratch / f"{split}-{index:05d}.occurrences" for split in tokens}
+    paths = {split: scratch / _shard(split, index) for split in tokens}
+    occurrences = {split: scratch / _occurrences(split, index) for split in tokens}
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in paths.items()}
         places = {split: stack.enter_context(path.open("wb")) for split, path in occurrences.items()}
@@ -198,10 +219,19 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
             digests[path.name] = digest_of_file(path)
         else:
             path.unlink()
-    return Encoded(tokens, documents, digests, counts, occurrences)
+    return Encoded(tokens, documents, digests, counts)
+
+
+def _shard(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.bin"
 
 
 # --- rare words ---
+
+
+def _occurrences(split: str, index: int) -> str:
+    """File of a unit's rare words: int64 [n, 3], places counted from the unit's start."""
+    return f"{split}-{index:05d}.occurrences"
 
 
 def _shift(places: int) -> np.ndarray:
@@ -212,19 +242,25 @@ def _shift(places: int) -> np.ndarray:
 def join_occurrences(encoded: list[Encoded], split: str, scratch: Path) -> int:
     """Makes one file of the places of rare words in all units, and returns their number."""
     item = 3 * 8  # bytes, as units write them
-    total = sum(unit.occurrences[split].stat().st_size for unit in encoded) // item
-    dtype = "<u4" if sum(unit.tokens[split] for unit in encoded) < 1 << 32 else "<i8"
-    joined = np.lib.format.open_memmap(scratch / occurrences_name(split), "w+", dtype, (3, total))
+    paths = [scratch / _occurrences(split, index) for index in range(len(encoded))]
+    total = sum(path.stat().st_size for path in paths) // item
+    dtype = np.dtype("<u4" if sum(unit.tokens[split] for unit in encoded) < 1 << 32 else "<i8")
     done = first = 0
-    for unit in encoded:
-        with unit.occurrences[split].open("rb") as file:
-            while data := file.read(item << 16):
-                found = np.frombuffer(data, np.int64).reshape(-1, 3)
-                joined[:, done : done + len(found)] = (found + _shift(first)).T
-                done += len(found)
-        unit.occurrences[split].unlink()
-        first += unit.tokens[split]
-    joined.flush()
+    with (scratch / occurrences_name(split)).open("wb") as joined:
+        # Not a memory map: its pages would stay with this process until all is written.
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (3, total)}
+        np.lib.format.write_array_header_1_0(joined, header)
+        begin = joined.tell()
+        for unit, path in zip(encoded, paths, strict=True):
+            with path.open("rb") as file:
+                while data := file.read(item << 16):
+                    found = np.frombuffer(data, np.int64).reshape(-1, 3) + _shift(first)
+                    for row, values in enumerate(found.T.astype(dtype)):
+                        joined.seek(begin + (row * total + done) * dtype.itemsize)
+                        joined.write(values.tobytes())
+                    done += len(found)
+            path.unlink()
+            first += unit.tokens[split]
     return total
 
 
@@ -235,7 +271,7 @@ def count_sentences(encoded: list[Encoded], tokenizer: tokenizers.Tokenizer, scr
     for index, unit in enumerate(encoded):
         if unit.tokens["train"]:
             limit = min(unit.tokens["train"], _SAMPLED_TOKENS // len(encoded))
-            ids = np.fromfile(scratch / f"train-{index:05d}.bin", stream_dtype(tokenizer.vocab_size), limit)
+            ids = np.fromfile(scratch / _shard("train", index), stream_dtype(tokenizer.vocab_size), limit)
             begin, end = np.searchsorted(places, np.array([first, first + limit], places.dtype))
             here = rare_words.sentences(ids, places[begin:end].astype(np.int64) - first, tokenizer)
             sentences, sentences_with = sentences + here[0], sentences_with + here[1]
