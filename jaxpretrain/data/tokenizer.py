@@ -6,6 +6,7 @@ before it (lower case or not) stands in the model's own `normalizer_spec.name`.
 
 import heapq
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data import text as text_rules
+from jaxpretrain.data.sources.files import check_file
 
 _T = TypeVar("_T")
 _Model: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
@@ -203,9 +205,9 @@ def train(counts: Iterable[tuple[str, int]], folder: Path, *, vocab_size: int, k
             **options,
         )
     except RuntimeError as error:
-        # Of "INTERNAL: file.cc(1) [condition] what is wrong", the last part.
-        reason = str(error).rsplit("] ", 1)[-1].split("\n")[0]
-        raise ConfigError(f"data.vocab_size={vocab_size}: SentencePiece cannot train on this text: {reason}") from error
+        raise ConfigError(
+            f"data.vocab_size={vocab_size}: SentencePiece cannot train on this text: {_reason(error)}"
+        ) from error
     finally:
         words_file.unlink(missing_ok=True)
         seeds_file.unlink(missing_ok=True)
@@ -221,7 +223,7 @@ def adopt(path: str | Path, lowercase: bool) -> Tokenizer:
     Raises:
         ConfigError: when the file is missing, not a model, or lacks the special pieces at their ids.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     parsed = _parse(_read(path, "data.tokenizer"), path, "data.tokenizer")
     kinds = _Model.SentencePiece
     for i, name in enumerate(SPECIAL_PIECES):
@@ -263,6 +265,7 @@ def _write_seeds(path: Path, frequent: list[tuple[int, str]], characters: Counte
 
 def _read(path: Path | epath.Path, field: str) -> bytes:
     try:
+        check_file(path)
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{field}: cannot read {path}: {error.strerror}") from error
@@ -271,8 +274,15 @@ def _read(path: Path | epath.Path, field: str) -> bytes:
 def _parse(model: bytes, path: Path | epath.Path, field: str) -> Any:
     try:
         parsed = _Model.FromString(model)
-    except DecodeError as error:
-        raise ConfigError(f"{field}: {path} is not a SentencePiece model") from error
-    if not parsed.pieces:
-        raise ConfigError(f"{field}: {path} is not a SentencePiece model")
+        if not parsed.pieces:
+            raise DecodeError("it has no pieces")
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        _ = [processor.id_to_piece(i) for i in range(processor.vocab_size())]  # they may be no UTF-8
+    except (DecodeError, UnicodeDecodeError, RuntimeError) as error:
+        raise ConfigError(f"{field}: {path} is not a SentencePiece model: {_reason(error)}") from error
     return parsed
+
+
+def _reason(error: Exception) -> str:
+    """Of "INTERNAL: file.cc(1) [condition] what is wrong", the last part."""
+    return str(error).rsplit("] ", 1)[-1].split("\n")[0]

@@ -1,6 +1,10 @@
 import io
+import os
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +178,40 @@ def test_files_that_are_no_tokenizers(tmp_path: Path):
     own = _own_model(tmp_path / "own.model")
     with pytest.raises(ConfigError, match=r"own.model was not written by"):
         Tokenizer.load(own)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: model.pieces.append(model.pieces[-1]), "already defined"),
+        (lambda model: model.pieces.add(piece=""), "must not be empty"),
+        (lambda model: model.pieces.add(piece="x", score=float("nan")), "NaN"),
+        (lambda model: model.pieces.add(piece="x" * 10_000), "too long"),
+    ],
+)
+def test_models_that_sentencepiece_refuses(tmp_path: Path, change: Callable[[Any], Any], reason: str):
+    path = _train(tmp_path).save(tmp_path)
+    model = tokenizers._Model.FromString(path.read_bytes())
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    for call in (Tokenizer.load, partial(adopt, lowercase=True)):
+        with pytest.raises(ConfigError, match=rf"tokenizer.model is not a SentencePiece model: .*{reason}"):
+            call(path)
+
+
+def test_a_piece_that_is_no_text(tmp_path: Path):
+    path = _train(tmp_path).save(tmp_path)
+    path.write_bytes(path.read_bytes().replace("▁sea".encode(), b"\xff" * 6, 1))
+    with pytest.raises(ConfigError, match=r"is not a SentencePiece model: .*can't decode byte 0xff"):
+        adopt(path, lowercase=True)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"cannot read .*pipe: not a file"):
+        adopt(tmp_path / "pipe", lowercase=True)
+    with pytest.raises(ConfigError, match=r"cannot read ~nobody-of-this-name/x: No such file"):
+        adopt("~nobody-of-this-name/x", lowercase=True)
 
 
 def test_case_of_a_tokenizer_of_ours_is_checked(tmp_path: Path):
