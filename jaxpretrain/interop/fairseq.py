@@ -46,6 +46,7 @@ def tupe(weights: Mapping[str, np.ndarray], heads: int) -> tuple[ModelConfig, Pa
     name = "decoder.sentence_encoder"
     config = encoder_config(state, name, heads)
     rows, _ = shape_of(state, f"{name}.pos.weight", 2)
+    check_positions(rows - 1)
     config.max_positions = rows - 1
     config.position = "tupe_a"
     relative = f"{name}.relative_attention_bias.weight"
@@ -134,6 +135,7 @@ def mcbert(weights: Mapping[str, np.ndarray], heads: int) -> tuple[ModelConfig, 
 def absolute_encoder(state: State, name: str, config: ModelConfig) -> Params:
     """An encoder with learned positions on its input, without its token table; sets `config.max_positions`."""
     rows, _ = shape_of(state, f"{name}.embed_positions.weight", 2)
+    check_positions(rows - FIRST_POSITION)
     config.max_positions = rows - FIRST_POSITION
     positions = take(state, f"{name}.embed_positions.weight", rows, config.hidden)[FIRST_POSITION:]
     return {
@@ -141,6 +143,16 @@ def absolute_encoder(state: State, name: str, config: ModelConfig) -> Params:
         "positions": {},
         "layers": encoder_layers(state, f"{name}.layers", config),
     }
+
+
+def check_positions(count: int) -> None:
+    """There must be some.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    if count < 1:
+        raise ConfigError(f"the model has {max(count, 0)} positions, must have some")
 
 
 def encoder_config(state: State, name: str, heads: int, hidden: int = 0) -> ModelConfig:

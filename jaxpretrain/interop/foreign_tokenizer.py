@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.data.text import SPACE
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, SPECIAL_PIECES, UNK, Tokenizer
 
@@ -46,7 +47,7 @@ class ForeignTokenizer:
         """Takes the content of a `tokenizer.json`.
 
         Raises:
-            ConfigError: the library `tokenizers` is not installed.
+            ConfigError: the library `tokenizers` is not installed, or refuses the content.
         """
         try:
             library = importlib.import_module("tokenizers")
@@ -55,7 +56,10 @@ class ForeignTokenizer:
                 f"{FILE_NAME}: this model's tokenizer needs the library tokenizers: pip install 'jaxpretrain[hf]'"
             ) from error
         self.values = values
-        self._runtime = library.Tokenizer.from_str(json.dumps(values))
+        try:
+            self._runtime = library.Tokenizer.from_str(json.dumps(values))
+        except Exception as error:  # the library's errors have no class of their own
+            raise ConfigError(f"{FILE_NAME}: is no tokenizer: {' '.join(str(error).split())[:200]}") from error
         self.lowercase = is_lowercase(values)
         model = values["model"]
         vocab = model["vocab"]  # a list of pairs in a Unigram model
@@ -141,6 +145,18 @@ def of_folder(folder: Path, rows: int) -> Vocabulary:
     Raises:
         ConfigError: it is missing, damaged, or of another kind.
     """
+    try:
+        found = _of_folder(folder, rows)
+        is_lowercase(found.values)  # what it looks at is there
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{folder / FILE_NAME}: is damaged, or of another kind than BERT's") from error
+    return found
+
+
+def _of_folder(folder: Path, rows: int) -> Vocabulary:
+    """The same, and an error of any kind for what is not where the format has it."""
     path = folder / FILE_NAME
     values = read_json(path) if path.exists() else {}
     model = values.get("model") or {}
@@ -152,6 +168,8 @@ def of_folder(folder: Path, rows: int) -> Vocabulary:
         raise ConfigError(f"{path}: is neither BERT's kind nor one that jaxpretrain wrote")
     if len(pieces) != rows:
         raise ConfigError(f"{path}: has {len(pieces)} pieces, and the model has {rows}")
+    if isinstance(vocab, dict):
+        check_rows(vocab, rows, str(path))
     return Vocabulary(values | {"added_tokens": [], "post_processor": None}, np.arange(rows))
 
 
@@ -178,6 +196,7 @@ def of_wordpiece(folder: Path, rows: int) -> Vocabulary:
         prefix, longest = model["continuing_subword_prefix"], model["max_input_chars_per_word"]
     else:
         try:
+            check_file(folder / "vocab.txt")
             lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{folder}: holds neither {FILE_NAME} nor a vocab.txt that can be read") from error
@@ -220,6 +239,7 @@ def of_dictionary(path: Path, rows: int, tupe: bool) -> Vocabulary:
     """
     names = ["<s>", "<pad>", "</s>", "<unk>", *(TUPE_NAMES if tupe else ())]
     try:
+        check_file(path)
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from error
@@ -260,8 +280,7 @@ def in_our_order(vocab: dict[str, int], special: dict[int, str], rows: int, wher
     for name in special.values():
         if name not in vocab:
             raise ConfigError(f"{where}: the vocabulary has no {name}")
-    if max(vocab.values()) >= rows:
-        raise ConfigError(f"{where}: the vocabulary has {max(vocab.values()) + 1} pieces, and the model has {rows}")
+    check_rows(vocab, rows, where)
     by_row = {row: piece for piece, row in vocab.items()}
     first = [vocab[special[i]] if i in special else NEW_ROW for i in range(len(SPECIAL_PIECES))]
     rest = [row for row in range(rows) if row not in first]
@@ -269,6 +288,18 @@ def in_our_order(vocab: dict[str, int], special: dict[int, str], rows: int, wher
     if len(set(pieces)) != len(pieces):
         raise ConfigError(f"{where}: the vocabulary names a piece that is one of {', '.join(SPECIAL_PIECES)} here")
     return pieces, np.array(first + rest)
+
+
+def check_rows(vocab: dict[str, int], rows: int, where: str) -> None:
+    """Each piece has a row of its own.
+
+    Raises:
+        ConfigError: one has none.
+    """
+    if not all(type(row) is int and row >= 0 for row in vocab.values()) or len(set(vocab.values())) < len(vocab):
+        raise ConfigError(f"{where}: the vocabulary must give each piece a number of its own")
+    if max(vocab.values()) >= rows:
+        raise ConfigError(f"{where}: the vocabulary has {max(vocab.values()) + 1} pieces, and the model has {rows}")
 
 
 def fast(model: dict[str, Any], normalizer: Any, pre_tokenizer: Any, decoder: Any) -> dict[str, Any]:
@@ -293,8 +324,10 @@ def read_json(path: Any) -> dict[str, Any]:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
+        check_file(path)
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # Python takes more for JSON than others do
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a JSON object")

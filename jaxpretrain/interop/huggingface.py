@@ -1,6 +1,6 @@
 """Models that Hugging Face transformers saved: `config.json` and the weights beside it to our parameters."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import safetensors.numpy
 
 from jaxpretrain.config import ConfigError, ModelConfig
 from jaxpretrain.interop import pickled
+from jaxpretrain.interop.foreign_tokenizer import read_json
 from jaxpretrain.interop.weights import (
     Params,
     State,
+    by_name,
     check_empty,
     check_heads,
     dense,
@@ -43,7 +45,7 @@ def load(folder: str | Path) -> tuple[ModelConfig, Params]:
         ConfigError: one line that names the file and what is wrong in it.
     """
     folder = Path(folder)
-    values = read_config(folder / "config.json")
+    values = read_json(folder / "config.json")
     try:
         return from_state(values, read_folder(folder))
     except ConfigError as error:
@@ -110,34 +112,43 @@ def model_config(values: dict[str, Any]) -> ModelConfig:
         ConfigError: naming a field that is missing or that asks for what this model has not.
     """
 
-    def get(name: str) -> Any:
+    def number(name: str, ok: Callable[[Any], bool], allowed: str, kinds: tuple[type, ...] = (int, float)) -> Any:
         if name not in values:
             raise ConfigError(f"{name}: missing from config.json")
-        if not isinstance(values[name], int | float):
-            raise ConfigError(f"{name}={values[name]!r}: must be a number")
+        if type(values[name]) not in kinds or not ok(values[name]):
+            raise ConfigError(f"{name}={values[name]!r}: must be {allowed}")
         return values[name]
+
+    def size(name: str) -> int:
+        return number(name, lambda x: x >= 1, "a whole number, at least 1", (int,))
+
+    def share(name: str) -> float:
+        return number(name, lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+    def positive(name: str) -> float:
+        return number(name, lambda x: x > 0, "a number above 0")
 
     fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for name, allowed in fixed.items():
         if values.get(name, allowed) != allowed:
             raise ConfigError(f"{name}={values[name]!r}: must be {allowed!r}")
-    hidden = get("hidden_size")
-    width = values.get("embedding_size", hidden)
-    check_heads(get("num_attention_heads"), hidden)
-    get("vocab_size")
+    hidden = size("hidden_size")
+    width = size("embedding_size") if "embedding_size" in values else hidden
+    check_heads(size("num_attention_heads"), hidden)
+    size("vocab_size")
     return ModelConfig(
         position="absolute",
-        layers=get("num_hidden_layers"),
+        layers=size("num_hidden_layers"),
         hidden=hidden,
-        heads=get("num_attention_heads"),
-        ffn=get("intermediate_size"),
+        heads=size("num_attention_heads"),
+        ffn=size("intermediate_size"),
         embedding=0 if width == hidden else width,
-        max_positions=get("max_position_embeddings"),
-        segments=get("type_vocab_size"),
-        dropout=get("hidden_dropout_prob"),
-        attention_dropout=get("attention_probs_dropout_prob"),
-        layer_norm_eps=get("layer_norm_eps"),
-        initializer_range=get("initializer_range"),
+        max_positions=size("max_position_embeddings"),
+        segments=size("type_vocab_size"),
+        dropout=share("hidden_dropout_prob"),
+        attention_dropout=share("attention_probs_dropout_prob"),
+        layer_norm_eps=positive("layer_norm_eps"),
+        initializer_range=positive("initializer_range"),
     )
 
 
@@ -184,23 +195,6 @@ def modern_name(key: str) -> str:
     return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of a `config.json`.
-
-    Raises:
-        ConfigError: if it cannot be read.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold a JSON object")
-    return values
-
-
 def read_folder(folder: Path) -> dict[str, np.ndarray]:
     """The arrays of a folder: of `model.safetensors`, else of the older `pytorch_model.bin`.
 
@@ -210,10 +204,7 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     older = folder / "pytorch_model.bin"
     if (folder / "model.safetensors").exists() or not older.exists():
         return read_weights(folder / "model.safetensors")
-    weights = pickled.read(older)
-    if not isinstance(weights, dict) or not all(isinstance(x, np.ndarray) for x in weights.values()):
-        raise ConfigError(f"{older.name}: must hold arrays by name")
-    return weights
+    return by_name(pickled.read(older), older.name)
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -226,5 +217,5 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         raise ConfigError(f"{path.name}: not found")
     try:
         return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, AttributeError) as error:  # the last for types that numpy has not
         raise ConfigError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from error

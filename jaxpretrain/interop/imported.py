@@ -4,6 +4,8 @@ The vocabulary is put in our order (`foreign_tokenizer.py`), and the rows of the
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,16 @@ from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, ModelConfig, narrowed
 from jaxpretrain.interop import fairseq, huggingface, pickled
-from jaxpretrain.interop.foreign_tokenizer import FILE_NAME, NEW_ROW, Vocabulary, is_lowercase, of_dictionary, of_folder
-from jaxpretrain.interop.weights import Params
+from jaxpretrain.interop.foreign_tokenizer import (
+    FILE_NAME,
+    NEW_ROW,
+    Vocabulary,
+    is_lowercase,
+    of_dictionary,
+    of_folder,
+    read_json,
+)
+from jaxpretrain.interop.weights import Params, by_name
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.electra import SHARED
 from jaxpretrain.training.checkpoint import Checkpointer
@@ -40,15 +50,15 @@ def from_huggingface(folder: str | Path, workdir: str | Path, generator: str | P
     Raises:
         ConfigError: one line that names the file and what is wrong in it.
     """
-    folder = Path(folder).expanduser()
-    kind = huggingface.architecture(huggingface.read_config(folder / "config.json"))
+    folder = Path(os.path.expanduser(folder))
+    kind = huggingface.architecture(read_json(folder / "config.json"))
     model, params = huggingface.load(folder)
     config = imported_config(folder.resolve().name, model)
     if kind == huggingface.DISCRIMINATOR:
-        other = Path(generator).expanduser() if generator else folder.resolve().parent / "generator"
+        other = Path(os.path.expanduser(generator)) if generator else folder.resolve().parent / "generator"
         if not (other / "config.json").exists():
             raise ConfigError(f"{folder}: is a discriminator; give its generator too, with --generator")
-        if huggingface.architecture(huggingface.read_config(other / "config.json")) != huggingface.GENERATOR:
+        if huggingface.architecture(read_json(other / "config.json")) != huggingface.GENERATOR:
             raise ConfigError(f"{other}: is no generator")
         params = with_generator(config, params, *huggingface.load(other), where=str(other))
     vocabulary = of_folder(folder, len(params["encoder"]["embedder"]["tokens"]))
@@ -95,29 +105,37 @@ def from_official(path: str | Path, dictionary: str | Path, workdir: str | Path)
         ConfigError: one line that names the file and what is wrong in it.
     """
     content = pickled.read(path, "model", "args")
-    weights, args = content["model"], content["args"]
-    if not isinstance(weights, dict) or not all(isinstance(x, np.ndarray) for x in weights.values()):
-        raise ConfigError(f"{path}: its model must hold arrays by name")
+    weights, args = by_name(content["model"], f"{path}: its model"), content["args"]
     heads = args.get("encoder_attention_heads") if isinstance(args, dict) else None
-    if not isinstance(heads, int):
+    if type(heads) is not int:
         raise ConfigError(f"{path}: args.encoder_attention_heads is missing")
-    if args.get("activation_fn", "gelu") != "gelu":
-        raise ConfigError(f"{path}: args.activation_fn={args['activation_fn']!r}: must be 'gelu'")
+
+    def argument(name: str, default: Any, kinds: tuple[type, ...], ok: Callable[[Any], bool], allowed: str) -> Any:
+        value = args.get(name, default)
+        if type(value) in kinds and ok(value):
+            return value
+        raise ConfigError(f"{path}: args.{name}={' '.join(repr(value).split())[:60]}: must be {allowed}")
+
+    number = (int, float)
+    argument("activation_fn", "gelu", (str,), lambda x: x == "gelu", "'gelu'")
     tupe = not any(key.startswith("mc.") for key in weights)
     try:
         model, params = (fairseq.tupe if tupe else fairseq.mcbert)(weights, heads)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     for name in ("dropout", "attention_dropout"):
-        setattr(model, name, float(args.get(name, getattr(model, name))))
+        share = argument(name, getattr(model, name), number, lambda x: 0 <= x < 1, "in [0, 1)")
+        setattr(model, name, float(share))
     config = imported_config(Path(path).stem, model)
     if not tupe:
         config.objective.name = "mcbert"
-        config.objective.divider = model.hidden // params["table_map"]["bias"].shape[0]
+        config.objective.divider = max(1, model.hidden // params["table_map"]["bias"].shape[0])
         config.objective.auxiliary_layers = len(params["controller"]["layers"]["ffn_norm"]["scale"])
-        config.objective.loss_weight = float(args.get("loss_lamda", config.objective.loss_weight))
+        default = config.objective.loss_weight
+        weight = argument("loss_lamda", default, number, lambda x: 0 < x < 1e9, "in (0, 1e9)")
+        config.objective.loss_weight = float(weight)
     tokens = params["encoder"]["embedder"]["tokens"]
-    write(config, params, of_dictionary(Path(dictionary).expanduser(), len(tokens), tupe), workdir)
+    write(config, params, of_dictionary(Path(os.path.expanduser(dictionary)), len(tokens), tupe), workdir)
     return config
 
 
@@ -172,7 +190,7 @@ def write_run(config: Config, params: Params, workdir: str | Path) -> epath.Path
         ConfigError: the folder holds something, or a parameter is not what the config says.
         CheckpointError: it cannot be written.
     """
-    folder = epath.Path(workdir).expanduser()
+    folder = epath.Path(os.path.expanduser(workdir))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty; give a new folder")
     vocab_size = len(params["encoder"]["embedder"]["tokens"])

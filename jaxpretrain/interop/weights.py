@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpretrain.config import ConfigError
 
 Params = Any  # a nested dict of arrays
 State = dict[str, np.ndarray]
+
+
+def by_name(content: Any, where: str) -> State:
+    """What a file holds, if that is a dict of arrays.
+
+    Raises:
+        ConfigError: beginning with `where`, if it is not.
+    """
+    if isinstance(content, dict) and all(isinstance(k, str) and isinstance(x, np.ndarray) for k, x in content.items()):
+        return content
+    raise ConfigError(f"{where}: must hold arrays by name")
 
 
 def shape_of(state: Mapping[str, np.ndarray], key: str, rank: int) -> tuple[int, ...]:
@@ -34,12 +46,14 @@ def take(state: State, key: str, *shape: int) -> np.ndarray:
     """Removes an array from `state` and returns it; 16-bit floats become 32-bit ones.
 
     Raises:
-        ConfigError: naming the key, if it is missing or of another shape.
+        ConfigError: naming the key, if it is missing, of another shape, or not of floats.
     """
     found = shape_of(state, key, len(shape))
     if found != shape:
         raise ConfigError(f"{key}: has shape {list(found)}, must be {list(shape)}")
     value = state.pop(key)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ConfigError(f"{key}: holds {value.dtype.name}, must hold floats")
     return value.astype(np.float32) if value.dtype.itemsize < 4 else value
 
 
@@ -116,7 +130,7 @@ def check_heads(heads: int, hidden: int) -> None:
     Raises:
         ConfigError: if they do not.
     """
-    if heads < 1 or hidden % heads:
+    if heads < 1 or hidden < 1 or hidden % heads:
         raise ConfigError(f"heads={heads!r}: must be a divisor of the hidden size {hidden}")
 
 

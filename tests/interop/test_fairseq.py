@@ -99,6 +99,16 @@ def test_a_misshapen_weight_is_named(tupe: dict[str, np.ndarray]) -> None:
         fairseq.tupe(tupe, heads=4)
 
 
+def test_a_model_without_width_or_positions(tupe: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ConfigError, match="the model has 0 positions, must have some"):
+        fairseq.tupe(tupe | {f"{ENCODER}.pos.weight": np.zeros((1, 32))}, heads=4)
+    with pytest.raises(ConfigError, match="heads=4: must be a divisor of the hidden size 0"):
+        fairseq.tupe(tupe | {f"{ENCODER}.embed_tokens.weight": np.zeros((61, 0))}, heads=4)
+    mcbert = weights_of("mcbert.npz")
+    with pytest.raises(ConfigError, match="the model has 0 positions, must have some"):
+        fairseq.mcbert(mcbert | {f"{ENCODER}.embed_positions.weight": np.zeros((1, 48))}, heads=6)
+
+
 @pytest.mark.parametrize("heads", [0, 5, 64])
 def test_heads_must_divide_the_width(tupe: dict[str, np.ndarray], heads: int) -> None:
     with pytest.raises(ConfigError, match=f"heads={heads}"):

@@ -1,6 +1,7 @@
 """Saved transformers models: what is read, and the one line that says why a folder is not."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,44 @@ def test_more_layers_than_the_config_says_are_refused(bert: Path) -> None:
         ("hidden_size", "32"),
         ("vocab_size", None),
         ("num_attention_heads", 5),
+        ("num_attention_heads", 2.0),
+        ("num_hidden_layers", 0),
+        ("num_hidden_layers", True),
+        ("embedding_size", 32.0),
+        ("max_position_embeddings", 10**400),
+        ("hidden_dropout_prob", 1),
+        ("layer_norm_eps", 0),
     ],
 )
 def test_a_config_of_another_model_is_refused(bert: Path, field: str, value: Any) -> None:
     change_config(bert, **{field: value})
-    assert ("heads=5" if value == 5 else field) in message(bert)
+    assert ("heads=5" if value == 5 else "position_embeddings" if value == 10**400 else field) in message(bert)
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, '{"hidden_size": NaN}', '{"hidden_size": 1e999}', '{"a": "\\ud800"}'])
+def test_json_that_only_python_takes_for_json(bert: Path, content: str) -> None:
+    (bert / "config.json").write_text(content)
+    assert "config.json: cannot be read as JSON" in message(bert)
+
+
+def test_a_named_pipe_is_not_waited_for(bert: Path) -> None:
+    for name, part in (("model.safetensors", "not found"), ("config.json", "not a file")):
+        (bert / name).unlink()
+        os.mkfifo(bert / name)
+        assert f"{name}: " in message(bert)
+        assert part in message(bert)
+
+
+@pytest.mark.parametrize("kind", ["int32", "complex64", "bool"])
+def test_weights_must_be_floats(bert: Path, kind: str) -> None:
+    change_weights(bert, cls__predictions__bias=np.zeros(67, kind))
+    assert f"cls.predictions.bias: holds {kind}, must hold floats" in message(bert)
+
+
+def test_weights_of_a_type_that_numpy_has_not(bert: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (bert / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "model.safetensors: cannot be read" in message(bert)
 
 
 def test_unreadable_files_are_named(bert: Path, tmp_path: Path) -> None:
@@ -156,6 +190,6 @@ def test_unreadable_files_are_named(bert: Path, tmp_path: Path) -> None:
     (bert / "model.safetensors").unlink()
     assert "model.safetensors: not found" in message(bert)
     (bert / "config.json").write_text("{")
-    assert "config.json: is not JSON" in message(bert)
+    assert "config.json: cannot be read as JSON" in message(bert)
     (bert / "config.json").write_text("[]")
     assert "config.json: must hold a JSON object" in message(bert)

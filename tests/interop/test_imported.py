@@ -37,6 +37,18 @@ def vocabulary(rows: int, lowercase: bool = True) -> list[str]:
     return (pieces + letters + [f"##{c}" for c in letters])[:rows]
 
 
+def wordpiece(normalizer: Any = None, change: dict[str, Any] | None = None, **model: Any) -> str:
+    """A `tokenizer.json` of BERT's kind, with something changed."""
+    vocab = {piece: i for i, piece in enumerate(vocabulary(67))} | (change or {})
+    parts = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab}
+    values = {
+        "normalizer": normalizer or {"type": "BertNormalizer"},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {"type": "WordPiece"} | parts | model,
+    }
+    return json.dumps(values)
+
+
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
     """A stock BERT with a WordPiece vocabulary, in the older layout: `vocab.txt`."""
@@ -235,6 +247,20 @@ def test_an_older_weights_file(bert: Path, tmp_path: Path) -> None:
         ("tokenizer.json", "[]", r"tokenizer\.json: must hold a JSON object"),
         ("tokenizer.json", '{"model": {"type": "WordLevel"}}', "of another kind than BERT's"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}}}', "neither BERT's kind nor one"),
+        ("tokenizer.json", '{"model": []}', "has no|of another kind"),
+        ("tokenizer.json", '{"model": [1]}', r"tokenizer\.json: is damaged"),
+        ("tokenizer.json", '{"model": {"type": "Unigram", "vocab": [1, 2]}}', r"tokenizer\.json: is damaged"),
+        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0, "b": "c"}}}', r"tokenizer\.json: is damaged"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}, "normalizer": 3}', "neither BERT's kind nor one"),
+        ("tokenizer.json", wordpiece(normalizer=[1]), r"tokenizer\.json: is damaged"),
+        ("tokenizer.json", wordpiece(vocab=None), r"tokenizer\.json: is damaged"),
+        ("tokenizer.json", wordpiece(vocab={"[PAD]": "0"}), r"the vocabulary has no \[UNK\]"),
+        ("tokenizer.json", wordpiece(change={"the": 0.5}), "must give each piece a number of its own"),
+        ("tokenizer.json", wordpiece(change={"the": "8"}), "must give each piece a number of its own"),
+        ("tokenizer.json", wordpiece(change={"the": -1}), "must give each piece a number of its own"),
+        ("tokenizer.json", wordpiece(change={"the": 8}), "must give each piece a number of its own"),
+        ("tokenizer.json", wordpiece(change={"\ud800": 7}), r"tokenizer\.json: cannot be read as JSON"),
+        ("tokenizer.json", "[" * 10**5, r"tokenizer\.json: cannot be read as JSON"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit(bert: Path, tmp_path: Path, name: str, content: str | None, part: str) -> None:
@@ -326,6 +352,10 @@ def test_official_text_is_given_in_pieces(tmp_path: Path) -> None:
         ({"encoder_attention_heads": None}, None, "encoder_attention_heads is missing"),
         ({"activation_fn": "relu"}, None, "activation_fn='relu': must be 'gelu'"),
         ({"encoder_attention_heads": 5}, None, r"model\.pt: heads=5"),
+        ({"encoder_attention_heads": True}, None, "encoder_attention_heads is missing"),
+        ({"activation_fn": ["gelu"]}, None, r"activation_fn=\['gelu'\]: must be 'gelu'"),
+        ({"dropout": "much"}, None, r"dropout='much': must be in \[0, 1\)"),
+        ({"attention_dropout": 10**400}, None, r"attention_dropout=1000.*: must be in \[0, 1\)"),
         ({}, "w0 1\nw1 2\n", "makes 10 pieces, and the model has 61"),
         ({}, "w0\n", "line 1 must be a piece, a space and a count, not 'w0'"),
         ({}, "\n".join("w0 1" for _ in range(53)), "names a piece twice"),
@@ -409,6 +439,16 @@ def test_parameters_that_do_not_fit_are_named(make_run, tmp_path: Path) -> None:
     params = run.params | {"head": run.params["head"] | {"bias": np.zeros(3)}}
     with pytest.raises(ConfigError, match=r"parameter head/bias: has shape \(3,\), must have"):
         write_run(run.config, params, tmp_path / "run")
+
+
+@pytest.mark.parametrize("values", [{}, {"model": {"type": "WordLevel", "vocab": {"a": -1}, "unk_token": "x"}}])
+def test_a_tokenizer_that_the_library_refuses(bert: Path, tmp_path: Path, values: dict[str, Any]) -> None:
+    pytest.importorskip("tokenizers", reason=TOKENIZERS)
+    from_huggingface(bert, tmp_path / "run")
+    (tmp_path / "run" / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: is no tokenizer: ") as error:
+        load_run(tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 def test_without_the_library_one_line_says_what_to_install(bert: Path, tmp_path: Path, monkeypatch) -> None:
