@@ -133,7 +133,7 @@ def markdown(comparison: Comparison) -> str:
     """The table and its remarks."""
     head, *rows = table(comparison)
     lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    text = "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
     return "\n\n".join([text, *remarks(comparison)]) + "\n"
 
 
@@ -238,13 +238,13 @@ def main(argv: Sequence[str]) -> None:
     curve_png = pictures.png(figure)
     text = markdown(comparison)
     files = {
-        "compare.md": f"{text}\n![{metric} over steps, tokens, FLOPs and seconds](curves.png)\n".encode(),
-        "compare.json": as_json(comparison).encode(),
+        "compare.md": _bytes(f"{text}\n![{metric} over steps, tokens, FLOPs and seconds](curves.png)\n"),
+        "compare.json": _bytes(as_json(comparison)),
         "curves.png": curve_png,
         "curves.svg": pictures.svg(figure),
     }
     if HTML.value:
-        files["report.html"] = report(comparison, curve_png).encode()
+        files["report.html"] = _bytes(report(comparison, curve_png))
     out = epath.Path(OUT.value)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -260,6 +260,16 @@ def _number(estimate: Estimate, digits: int) -> str:
     """`4.45 (4.44 – 4.46)`; the interval where there is more than one seed."""
     mean, low, high = (f"{x:#.{digits}g}".rstrip(".") for x in (estimate.mean, estimate.low, estimate.high))
     return mean if len(estimate.values) == 1 else f"{mean} ({low} – {high})"
+
+
+def _cell(text: str) -> str:
+    """On one line, and without what ends a cell."""
+    return " ".join(text.split()).replace("|", "&#124;")
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; a folder's name may hold bytes that are not, and they become what JSON writes for them."""
+    return text.encode(errors="backslashreplace")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,9 @@ Without sentences as arguments it reads them from standard input, one a line. A 
 tab-separated file with a header.
 """
 
+import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -113,15 +115,14 @@ def label_rows(model: Finetuned, path: str) -> list[dict[str, Any]]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Tab-separated: id, label and its probability, or id and score."""
+    """Tab-separated: id, label and its probability, or id and score; a cell with a tab or a line break is quoted."""
+    table = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
     if rows and "score" in rows[0]:
-        print("id\tscore")
-        for row in rows:
-            print(f"{row['id']}\t{row['score']:.4f}")
+        table.writerow(("id", "score"))
+        table.writerows((row["id"], f"{row['score']:.4f}") for row in rows)
         return
-    print("id\tlabel\tprobability")
-    for row in rows:
-        print(f"{row['id']}\t{row['label']}\t{row['probabilities'][row['label']]:.4f}")
+    table.writerow(("id", "label", "probability"))
+    table.writerows((row["id"], row["label"], f"{row['probabilities'][row['label']]:.4f}") for row in rows)
 
 
 def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:
@@ -149,7 +150,8 @@ def main(argv: Sequence[str]) -> None:
             else:
                 print_rows(rows)
         return
-    texts = list(argv[1:]) or [line.rstrip("\n") for line in sys.stdin]
+    given = [os.fsencode(text) for text in argv[1:]] or sys.stdin.buffer
+    texts = [line.decode(errors="replace").removesuffix("\n").removesuffix("\r") for line in given]
     if NOTES.value:
         for found in nearest_notes(cli.WORKDIR.value, texts, TOP.value, STEP.value):
             line = "   ".join(f"{word} {cosine:.2f}" for word, cosine in found["nearest"].items())

@@ -5,7 +5,6 @@ a method's factor is what the baseline spent until it was there for good, divide
 tokens, FLOPs and seconds.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,6 +20,7 @@ from jaxpretrain.training.workdir import read_config
 AXES = ("step", "tokens", "flops", "seconds")
 SMOOTHING = 0.04  # of a curve's points: the window of the moving average
 LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability", "glue")
+_BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 
 # These shape the result or what is measured, although a run may resume under another value.
@@ -102,8 +102,8 @@ def read_curve(workdir: epath.PathLike, metric: str) -> Curve:
     """
     lines = _lines(workdir)
     names = ("step", "total/tokens", "total/flops", "total/seconds", metric)
-    points = [[line.get(name) for name in names] for line in lines]
-    points = [point for point in points if all(map(_finite, point))]
+    points: list[list[Any]] = [[line.get(name) for name in names] for line in lines]
+    points = [point for point in points if all(map(_finite, point)) and min(point[:-1]) >= 0]
     if not points:
         measured = sorted({name for line in lines for name in line if name.startswith("eval/")})
         there = ", ".join(measured) or "nothing held out yet"
@@ -242,7 +242,8 @@ def factors(methods: Sequence[Method], baseline: Method, metric: str) -> dict[st
             needed = first_reach(reference, target, axis, lower)
             assert needed is not None  # it ends on its own target
             reached = [first_reach(smoothed(curve), target, axis, lower) for curve in method.curves]
-            spent = estimate([needed] * len(reached) if method is baseline else reached)
+            spent = [needed] * len(reached) if method is baseline else reached
+            spent = estimate([x or None for x in spent])  # what cost nothing has no factor
             mean, most, least = (None if x is None else needed / x for x in (spent.mean, spent.low, spent.high))
             values = tuple(None if x is None else needed / x for x in spent.values)
             table[method.label][axis] = Estimate(values, mean, least, most)
@@ -290,14 +291,14 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
 
 
 def _lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    lines = metrics.read(workdir)
+    lines = [line for line in metrics.read(workdir) if 0 <= line["step"] < 1 << 53]  # as whole numbers go in floats
     if not lines:
         raise ConfigError(f"{workdir}: no {metrics.METRICS} there that could be read; has a run logged anything yet?")
     return lines
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < _BEYOND
 
 
 def _at_common_steps(curves: Sequence[Curve], runs: Sequence[str]) -> tuple[Curve, ...]:

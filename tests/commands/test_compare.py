@@ -95,6 +95,19 @@ def test_the_default_metric(runs, tmp_path: Path):
     assert compare.common_metric([str(quiz), str(runs["slow"])]) == "eval/mlm_loss"
 
 
+def test_names_that_would_end_a_cell_or_are_no_text(tmp_path: Path):
+    runs = [str(write_run(tmp_path / name, 1.0)) for name in ("a", "b\udcff")]
+    for run, name in zip(runs, ("one|two\nthree", "x"), strict=True):
+        path = Path(run) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"name": name}))
+    comparison = compare.compare(runs)
+    lines = compare.markdown(comparison).splitlines()
+    assert lines[2].startswith("| one&#124;two three | ")
+    assert {line.count("|") for line in lines[:3]} == {9}
+    values = json.loads(compare._bytes(compare.as_json(comparison)))
+    assert [method["runs"] for method in values["methods"]] == [runs]
+
+
 def test_json(runs):
     found = json.loads(compare.as_json(compared(runs, "slow", "fast", "slow1", "worse")))
     assert (found["metric"], found["baseline"], found["target"]) == ("eval/mlm_loss", "position=absolute", 7.0)

@@ -1,5 +1,7 @@
 """Asking a trained model: masks filled, sentences embedded, mistakes in one line."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES
-from jaxpretrain.predict import embed, fill_masks, load_run, to_ids
+from jaxpretrain.predict import embed, fill_masks, load_run, print_rows, to_ids
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,30 @@ def test_json_from_standard_input(finished: Path, command, run):
     answers = [json.loads(line) for line in done.out.splitlines()]
     assert [answer["text"] for answer in answers] == ["a [MASK]", "[MASK] [MASK] b"]
     assert [len(answer["masks"]) for answer in answers] == [1, 2]
+
+
+@pytest.mark.parametrize("given", ["argument", "standard input"])
+def test_text_that_is_not_utf8(given: str, finished: Path, command, run):
+    text, flags = "caf\udce9 [MASK]", ["--workdir", finished, "--json"]
+    if given == "argument":
+        done = run(command("predict", *flags, text))
+    else:
+        done = run(command("predict", *flags), stdin=f"{text}\r\n", errors="surrogateescape")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["text"] == "caf\ufffd [MASK]"
+
+
+def test_labels_and_ids_come_out_as_they_went_in(capsys):
+    rows = [
+        {"id": 'a\tb\n"c"', "label": "x\ty", "probabilities": {"x\ty": 0.75, "z": 0.25}},
+        {"id": "\u2028é", "label": "z", "probabilities": {"x\ty": 0.25, "z": 0.75}},
+    ]
+    print_rows(rows)
+    found = list(csv.reader(io.StringIO(capsys.readouterr().out), "excel-tab"))
+    expected = [[row["id"], row["label"], "0.7500"] for row in rows]
+    assert found == [["id", "label", "probability"], *expected]
+    print_rows([{"id": "1\t2", "score": 0.5}])
+    assert capsys.readouterr().out == 'id\tscore\n"1\t2"\t0.5000\n'
 
 
 def test_vectors(finished: Path, command, run):

@@ -181,6 +181,26 @@ def test_a_torn_line_and_values_that_are_not_finite(tmp_path: Path):
     np.testing.assert_array_equal(curves.read_curve(run, LOSS).step, STEPS[kept])
 
 
+def test_whole_numbers_that_no_float_holds(tmp_path: Path):
+    write_run(tmp_path / "run", curve_of([50, 100, 150], [3.0, 2.0, 1.0]))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        for line in ({"step": 200, LOSS: 10**400}, {"step": 10**30, LOSS: 1.0}, {"step": -1, LOSS: 1.0}):
+            file.write(json.dumps(line | {"total/tokens": 1, "total/flops": 1, "total/seconds": 1}) + "\n")
+    assert curves.read_curve(tmp_path / "run", LOSS).step.tolist() == [50, 100, 150]
+    steps, series = curves.read_series(tmp_path / "run", [LOSS])
+    assert steps.tolist() == [50, 100, 150, 200]
+    np.testing.assert_array_equal(series[LOSS], [3, 2, 1, np.nan])
+
+
+def test_what_cost_nothing_has_no_factor():
+    slow = method_of("slow", curve_of([0, 100], [3.0, 2.0]))
+    there = method_of("there", curve_of([0, 100], [1.0, 1.0]))
+    found = curves.factors([slow, there], slow, LOSS)
+    assert {estimate.mean for estimate in found["there"].values()} == {None}
+    assert {estimate.mean for estimate in found["slow"].values()} == {1.0}
+    assert {e.mean for e in curves.factors([there], there, LOSS)["there"].values()} == {None}
+
+
 def test_a_series_has_gaps(tmp_path: Path):
     run = write_run(tmp_path / "run", curve_of([1, 2], [5.0, 4.0]))
     with (Path(run) / "metrics.jsonl").open("a") as file:
