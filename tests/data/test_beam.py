@@ -199,6 +199,12 @@ def test_without_beam(monkeypatch: pytest.MonkeyPatch):
         beam.machines(LOCAL)
 
 
+@needs_beam  # with which an older protobuf comes
+def test_a_module_that_reads_models_may_be_imported_first():
+    command = [sys.executable, "-c", "import jaxpretrain.interop.fast_tokenizer"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
 @needs_beam
 @pytest.mark.slow
 def test_the_command(text_file: Path, tmp_path: Path):
