@@ -22,6 +22,7 @@ SHOWN = {  # metric, what it says, what chance would give
         ("mlm_accuracy", "generator: masked pieces right", FREQUENT),
         ("discriminator_accuracy", "original or replaced, all positions", "always original: {always}"),
         ("discriminator_recall", "replaced ones found", "always original: 0 %"),
+        ("discriminator_auc", "of two pieces of a sequence, the replaced one found (ROC AUC)", "50 %"),
     ],
     "MC-BERT": [
         ("mlm_accuracy", "controller: masked pieces right", FREQUENT),
@@ -33,7 +34,8 @@ SHOWN = {  # metric, what it says, what chance would give
 }
 METRICS = [
     *("eval/mlm_accuracy", "eval/mlm_loss", "eval/unigram_loss"),
-    *("eval/discriminator_accuracy", "eval/discriminator_recall", "eval/discriminator_loss", "eval/replaced_share"),
+    *("eval/discriminator_accuracy", "eval/discriminator_recall", "eval/discriminator_auc"),
+    *("eval/discriminator_loss", "eval/replaced_share"),
     *("eval/choice_accuracy", "eval/choice_accuracy_changed", "eval/choice_accuracy_neither"),
     *("eval/choice_accuracy_original", "eval/choice_loss"),
     *("eval/neither_share", "eval/candidate_entropy", "eval/mlm_probability"),
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/objectives"), help="where the runs live")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6_000, help="of 16 x 128 tokens")
+    parser.add_argument("--steps", type=int, default=6_000, help="of 64 x 32 tokens")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=["MC-BERT", "ELECTRA"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/objectives-tiny"))
     options = parser.parse_args()
@@ -73,7 +75,7 @@ def main() -> None:
     begin, end = ({m: float(series[f"eval/{m}"][i]) for m in QUIZ_SHOWN} for i in (0, -1))
     quiz = [[m.replace("_", " "), f"{begin[m]:.3f}", f"{end[m]:.3f}"] for m in QUIZ_SHOWN]
     about = (
-        f"Two layers × 128, TUPE-R, {int(steps[-1]):,} steps of 16 × 128 tokens of python-docs, seed {options.seed}, "
+        f"Two layers × 128, TUPE-R, {int(steps[-1]):,} steps of 64 × 32 tokens of python-docs, seed {options.seed}, "
         f"held-out text. {machine()}."
     )
     commands = "\n".join(

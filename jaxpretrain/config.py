@@ -279,9 +279,11 @@ def two_networks(config: Config, objective: str) -> None:
     config.objective.divider = {"tiny": 2, "small": small, "base": base, "large": 4}[size]
     if size == "tiny":
         # At 2,048 tokens a step both networks leave their first plateau, frequencies alone, only with fewer pieces to
-        # learn, a second network that the main one's loss does not drown, and half the rate (docs/mcbert.md).
+        # learn, a second network that the main one's loss does not drown, and short sequences, where attention that
+        # has learnt nothing yet mixes in few pieces besides the neighbours (docs/mcbert.md).
         config.data.vocab_size, config.objective.loss_weight = 1024, 10.0
-        optim.learning_rate, config.train.steps = 5e-4, 6000
+        config.data.sequence_length, config.train.batch_size, config.eval.examples = 32, 64, 4096
+        config.notes.capacity, config.train.steps = config.data.sequence_length // 8, 6000
     elif objective == "mcbert":
         optim.beta2, optim.clip_norm = 0.98, 0.0
     elif size == "base":

@@ -98,10 +98,15 @@ class ELECTRA:
         present = (~padding).astype(losses.dtype)
         right = ((scores > 0) == (replaced > 0)).astype(losses.dtype) * present
         count, replaced_count = present.sum(), (replaced * present).sum()
+        # Pairs of a replaced and an original piece of one sequence that the scores put in order: in ascending order,
+        # the originals before each replaced one.
+        pair = (replaced * present, (1 - replaced) * present)
+        _, found, others = lax.sort((lax.stop_gradient(scores), *pair), num_keys=1)
         metrics |= notes_metrics | {
             "discriminator_loss": ((losses * present).sum(), count),
             "discriminator_accuracy": (right.sum(), count),
             "discriminator_recall": ((right * replaced).sum(), replaced_count),
+            "discriminator_auc": ((found * others.cumsum(-1)).sum(), (found.sum(-1) * others.sum(-1)).sum()),
             "replaced_share": (replaced_count, count),
         }
         loss = generator_loss + config.loss_weight * (losses * batch["present"]).sum()

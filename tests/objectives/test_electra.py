@@ -109,6 +109,11 @@ def test_loss_and_metrics_are_those_of_the_scores(mask_share: float):
         right.append((score > 0) == replaced)
         if replaced:
             recalled.append(score > 0)
+    pairs = []
+    for row in range(ROWS):
+        here = tokens[row] != PAD
+        mark, score = (inputs[row] != tokens[row])[here], scores[row][here]
+        pairs += (score[mark][:, None] > score[~mark]).ravel().tolist()
     expected = {
         "mlm_loss": (np.sum(mlm), len(mlm)),
         "mlm_accuracy": (np.sum(filled), len(mlm)),
@@ -116,6 +121,7 @@ def test_loss_and_metrics_are_those_of_the_scores(mask_share: float):
         "discriminator_loss": (np.sum(losses), len(losses)),
         "discriminator_accuracy": (np.sum(right), len(losses)),
         "discriminator_recall": (np.sum(recalled), len(recalled)),
+        "discriminator_auc": (np.sum(pairs), len(pairs)),
         "replaced_share": (len(recalled), len(losses)),
     }
     assert set(aux.metrics) == set(expected)
