@@ -335,13 +335,14 @@ def damaged_corpus(place: Place, name: str) -> Case:
 
 def another_text(place: Place) -> Case:
     """The text has changed since the run was stopped; then it is brought back."""
-    workdir, kept = place.partial("another-text", STOPPED), place.text.read_text()
+    workdir, cache, kept = place.partial("another-text", STOPPED), place.folder / "other-text", place.text.read_text()
     place.text.write_text(kept.replace("a", "e", 50))
     try:
-        _, _, err = place.run(place.command(workdir))
+        _, _, err = place.run(place.command(workdir, cache))
     finally:
         place.text.write_text(kept)
     _, out, _ = place.run(place.command(workdir))
+    shutil.rmtree(cache)
     return place.note("text changed between starts", "", last_line(err), STOPPED - resumed_from(out), workdir)
 
 
