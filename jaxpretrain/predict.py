@@ -10,7 +10,6 @@ Without sentences as arguments it reads them from standard input, one a line. A 
 tab-separated file with a header.
 """
 
-import csv
 import json
 import os
 import sys
@@ -115,14 +114,20 @@ def label_rows(model: Finetuned, path: str) -> list[dict[str, Any]]:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Tab-separated: id, label and its probability, or id and score; a cell with a tab or a line break is quoted."""
-    table = csv.writer(sys.stdout, "excel-tab", lineterminator="\n")
+    """Tab-separated: id, label and its probability, or id and score."""
     if rows and "score" in rows[0]:
-        table.writerow(("id", "score"))
-        table.writerows((row["id"], f"{row['score']:.4f}") for row in rows)
+        print("id\tscore")
+        for row in rows:
+            print(f"{cell(row['id'])}\t{row['score']:.4f}")
         return
-    table.writerow(("id", "label", "probability"))
-    table.writerows((row["id"], row["label"], f"{row['probabilities'][row['label']]:.4f}") for row in rows)
+    print("id\tlabel\tprobability")
+    for row in rows:
+        print(f"{cell(row['id'])}\t{cell(row['label'])}\t{row['probabilities'][row['label']]:.4f}")
+
+
+def cell(text: str) -> str:
+    """As spreadsheet programs write it, and as it was read: quoted if it holds a tab, a line break or a quote."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '\t\r\n"') else text
 
 
 def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:

@@ -100,11 +100,11 @@ def test_text_that_is_not_utf8(given: str, finished: Path, command, run):
 
 def test_labels_and_ids_come_out_as_they_went_in(capsys):
     rows = [
-        {"id": 'a\tb\n"c"', "label": "x\ty", "probabilities": {"x\ty": 0.75, "z": 0.25}},
+        {"id": 'a\tb\r"c"\n', "label": "x\ty", "probabilities": {"x\ty": 0.75, "z": 0.25}},
         {"id": "\u2028é", "label": "z", "probabilities": {"x\ty": 0.25, "z": 0.75}},
     ]
     print_rows(rows)
-    found = list(csv.reader(io.StringIO(capsys.readouterr().out), "excel-tab"))
+    found = list(csv.reader(io.StringIO(capsys.readouterr().out, newline=""), "excel-tab"))
     expected = [[row["id"], row["label"], "0.7500"] for row in rows]
     assert found == [["id", "label", "probability"], *expected]
     print_rows([{"id": "1\t2", "score": 0.5}])
