@@ -291,7 +291,10 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
 
 
 def _lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    lines = [line for line in metrics.read(workdir) if 0 <= line["step"] < 1 << 53]  # as whole numbers go in floats
+    by_step = {
+        line["step"]: line for line in metrics.read(workdir)
+    }  # each once and in order, as the trainer writes them
+    lines = [by_step[step] for step in sorted(by_step) if 0 <= step < 1 << 53]  # no larger number is whole in a float
     if not lines:
         raise ConfigError(f"{workdir}: no {metrics.METRICS} there that could be read; has a run logged anything yet?")
     return lines

@@ -192,6 +192,16 @@ def test_whole_numbers_that_no_float_holds(tmp_path: Path):
     np.testing.assert_array_equal(series[LOSS], [3, 2, 1, np.nan])
 
 
+def test_steps_twice_or_out_of_order(tmp_path: Path):
+    runs = [write_run(tmp_path / f"run{seed}", curve_of(STEPS, LINEAR), train__seed=seed) for seed in (0, 1)]
+    path = tmp_path / "run1" / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[7], *reversed(lines)]))
+    [method] = curves.read_methods(runs, LOSS)
+    assert dataclasses.astuple(method.curves[0])[0].tolist() == method.curves[1].step.tolist() == STEPS.tolist()
+    np.testing.assert_array_equal(curves.mean_curve(method).value, LINEAR)
+
+
 def test_what_cost_nothing_has_no_factor():
     slow = method_of("slow", curve_of([0, 100], [3.0, 2.0]))
     there = method_of("there", curve_of([0, 100], [1.0, 1.0]))
