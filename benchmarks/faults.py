@@ -381,8 +381,8 @@ def another_format(place: Place) -> Case:
     """A prepared corpus of another version lies in the cache."""
     workdir, cache = place.partial("another-format", STOPPED), place.folder / "other-corpora"
     shutil.copytree(place.folder / "corpora", cache)
-    [path] = cache.glob("*/manifest.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+    for path in cache.glob("*/manifest.json"):  # of each state that the text was in
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
     _, out, err = place.run(place.command(workdir, cache))
     shutil.rmtree(cache)
     said = next((line for line in err.splitlines() if "damaged" in line), "")
@@ -560,6 +560,8 @@ def main() -> None:
                 fault()
             except NoDisk as error:
                 left_out.append(str(error))
+            except Exception as error:  # the others are tried all the same, and this one is no success
+                place.cases.append(Case("the campaign itself", "", f"{type(error).__name__}: {error}", 0, False, False))
     cases = place.cases
     killed = [case for case in cases if case.fault.startswith("kill")]
     silent = [case for case in cases if case.finished and not case.equal]
