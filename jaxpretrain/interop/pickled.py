@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.files import check_file
+from jaxpretrain.data.sources.source import printable
 
 DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -230,7 +231,7 @@ def _unpickler(file: IO[bytes], storages: dict[str, _Storage] | None = None) -> 
                 return known[full]
             if full.startswith(IGNORED):
                 return Ignored
-            raise _Refused(full if full.isprintable() else ascii(full))
+            raise _Refused(printable(full))
 
         def persistent_load(self, pid: Any) -> _Storage:
             kind, dtype, key, _, count, *view = pid

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.source import printable
 
 Params = Any  # a nested dict of arrays
 State = dict[str, np.ndarray]
@@ -75,7 +76,7 @@ def check_empty(state: State) -> None:
     """
     if state:
         more = f" (and {len(state) - 1} more)" if len(state) > 1 else ""
-        raise ConfigError(f"{min(state)}: not a weight of this model{more}")
+        raise ConfigError(f"{printable(min(state))}: not a weight of this model{more}")
 
 
 def dense(state: State, name: str, inputs: int, outputs: int) -> Params:

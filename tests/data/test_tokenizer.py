@@ -210,6 +210,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"cannot read .*pipe: not a file"):
         adopt(tmp_path / "pipe", lowercase=True)
+    with pytest.raises(ConfigError, match=r"cannot read .*pipe: not a file"):
+        Tokenizer.load(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"cannot read ~nobody-of-this-name/x: No such file"):
         adopt("~nobody-of-this-name/x", lowercase=True)
 

@@ -120,6 +120,9 @@ def test_a_table_that_is_not_tied_is_refused(bert: Path) -> None:
 def test_missing_unknown_and_misshapen_weights_are_named(bert: Path) -> None:
     change_weights(bert, bert__extra=np.zeros(2, np.float32))
     assert "bert.extra: not a weight of this model" in message(bert)
+    change_weights(bert, **{"bert__extra": None, "a\n\x1b[2J": np.zeros(2, np.float32)})
+    assert r"a\n\x1b[2J: not a weight of this model" in message(bert)
+    change_weights(bert, **{"a\n\x1b[2J": None})
     change_weights(bert, bert__extra=None, cls__predictions__bias=np.zeros(66, np.float32))
     assert "cls.predictions.bias: has shape [66], must be [67]" in message(bert)
     change_weights(bert, cls__predictions__bias=None)

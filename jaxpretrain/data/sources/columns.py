@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.sources.source import Warnings, cut_document
+from jaxpretrain.data.sources.source import Warnings, cut_document, printable
 
 
 def choose(wanted: str, schema: Any, where: str) -> str:
@@ -18,7 +18,11 @@ def choose(wanted: str, schema: Any, where: str) -> str:
     texts = [field.name for field in schema if _is_text(field.type, pa.types)]
     column = wanted or ("text" if "text" in texts or len(texts) != 1 else texts[0])
     if column not in texts:
-        choices = f"there are {', '.join(texts)}: name one, #COLUMN" if texts else "it has no column of strings at all"
+        choices = (
+            f"there are {', '.join(map(printable, texts))}: name one, #COLUMN"
+            if texts
+            else "it has no column of strings at all"
+        )
         raise ConfigError(f"{where} has no column {column!r} of strings; {choices}")
     return column
 

@@ -9,7 +9,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import zstandard
@@ -122,13 +121,13 @@ def _zst_blocks(path: str) -> Iterator[bytes]:
         raise ConfigError(f"data.source: {path} is damaged: it ends in the middle of a frame")
 
 
-def check_file(path: Path | epath.Path) -> None:
+def check_file(path: epath.PathLike) -> None:
     """Named pipes are waited for and devices read for ever.
 
     Raises:
         OSError: the path is neither a file nor missing.
     """
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):  # epath's own is_file takes all but folders for files
         raise OSError(errno.EINVAL, "not a file", str(path))
 
 

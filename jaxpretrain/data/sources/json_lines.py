@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources import files
-from jaxpretrain.data.sources.source import Part, Warnings, cut_document, split_off
+from jaxpretrain.data.sources.source import Part, Warnings, cut_document, printable, split_off
 
 _LONGEST_LINE = 64 << 20  # bytes
 _NAMES_SHOWN = 12
@@ -147,4 +147,4 @@ def _names(row: dict[str, Any], before: str = "", depth: int = 1) -> Iterator[st
         if isinstance(value, dict) and depth < _DEEPEST_NAME:
             yield from _names(value, f"{before}{key}.", depth + 1)
         else:
-            yield (before + key)[:_LONGEST_NAME]
+            yield printable((before + key)[:_LONGEST_NAME])

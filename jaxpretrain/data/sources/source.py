@@ -57,6 +57,11 @@ class Kind(Protocol):
         ...
 
 
+def printable(name: str) -> str:
+    """A name that a file gives, fit for an error's one line."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
 def split_off(value: str, mark: str) -> tuple[str, str]:
     """What stands before the last `mark` and after it; nothing after it where there is none."""
     head, found, tail = value.rpartition(mark)

@@ -126,6 +126,11 @@ def test_names_without_end_are_cut(tmp_path: Path, row: str):
     assert len(found) < 500
 
 
+def test_names_that_would_break_the_line(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", [{"a\n\x1b[2J": 1, "b": {"\ud800": 2}}])
+    assert r"there are a\n\x1b[2J, b.\ud800: name one" in mistake(f"jsonl:{path}", tmp_path)
+
+
 @pytest.mark.parametrize("field", [None, "text.inner"])
 @pytest.mark.parametrize(
     ("value", "name"),

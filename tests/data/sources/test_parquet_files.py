@@ -66,6 +66,7 @@ def test_only_the_column_is_read(tmp_path: Path):
         ),
         ({"title": ["a"], "n": [1]}, "n", "has no column 'n' of strings; there are title: name one, #COLUMN"),
         ({"title": ["a"]}, "text", "has no column 'text' of strings; there are title"),
+        ({"a\n\x1b[2J": ["a"]}, "text", r"has no column 'text' of strings; there are a\n\x1b[2J: name one"),
         ({"n": [1], "many": [["a"]]}, "", "has no column 'text' of strings; it has no column of strings at all"),
     ],
 )
