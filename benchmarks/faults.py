@@ -66,6 +66,11 @@ class Case:
     finished: bool
     equal: bool
 
+    @property
+    def silent(self) -> bool:
+        """Whether the end is another one and nothing was said."""
+        return self.finished and not self.equal and not self.said
+
 
 @dataclass
 class Place:
@@ -116,15 +121,25 @@ class Place:
             assert code == 0, err
         return result_of(workdir)
 
-    def partial(self, name: str, step: int) -> Path:
-        """A copy of a run that was killed once it had logged a step."""
-        source = self.folder / f"killed-after-{step}"
+    def stopped(self, name: str) -> Path:
+        """A copy of a run that was killed somewhere after its third checkpoint was whole."""
+        source = self.folder / "stopped"
         if not source.exists():
             process = self.start(self.command(source))
-            wait_until(process, lambda: logged(source) >= step)
+            wait_until(process, lambda: committed(source) >= 3 * EVERY)
             process.kill()
             process.communicate()
         return Path(shutil.copytree(source, self.folder / name))
+
+    def again(self, args: list[str], code: str = "") -> str:
+        """Starts a run until it is through, thrice at most; what the first start wrote."""
+        first, done = "", False
+        for _ in range(3):
+            exit_code, out, _ = self.run(args, code)
+            first, done = first or out, exit_code == 0
+            if done:
+                break
+        return first
 
     def note(self, fault: str, where: str, said: str, lost: int, workdir: Path) -> Case:
         """Adds a case, after whose repair the run has been started again and has ended."""
@@ -195,7 +210,7 @@ def resumed_from(out: str) -> int:
 def moments(place: Place, workdir: Path, cache: Path) -> dict[str, tuple[Callable[[], object], float]]:
     """When to kill: what has been reached by then, and up to how many seconds later."""
     begun = time.perf_counter()
-    step = logged(workdir) + place.rng.randint(1, 2 * EVERY)
+    step = min(logged(workdir) + place.rng.randint(1, EVERY), STEPS - 1)
     saved = committed(workdir)
 
     def unfinished() -> bool:
@@ -203,9 +218,9 @@ def moments(place: Place, workdir: Path, cache: Path) -> dict[str, tuple[Callabl
         return any(int(folder.name) > saved and not (folder / "digests.json").exists() for folder in folders)
 
     return {
-        "starting": (lambda: time.perf_counter() - begun > 1, 3.0),
-        "preparing": (lambda: any(cache.glob(".*")), 0.7),
-        "compiling": (lambda: (workdir / "tokenizer.model").exists(), 3.0),
+        "preparing": (lambda: any(cache.glob(".*")), 0.3),
+        "starting": (lambda: True, 2.5),
+        "compiling": (lambda: time.perf_counter() - begun > 1 and (workdir / "tokenizer.model").exists(), 1.0),
         "in a step": (lambda: logged(workdir) >= step, 0.01),
         "evaluating": (lambda: logged(workdir) % EVERY == EVERY - 1, 0.1),
         "writing a checkpoint": (unfinished, 0.04),
@@ -218,7 +233,7 @@ def kills(place: Place, life: int) -> None:
     workdir, cache = place.folder / f"life-{life}", place.folder / f"corpora-{life}"
     compiled = place.folder / f"compiled-{life}"  # its own: the first start compiles
     args = place.command(workdir, cache)
-    early, middle = ["starting", "preparing", "compiling"], ["in a step", "evaluating", "writing a checkpoint"]
+    early, middle = ["preparing", "starting", "compiling"], ["in a step", "evaluating", "writing a checkpoint"]
     order = [*early, *place.rng.sample(middle, 3), place.rng.choice(middle), "finishing"]
     tried, before = [], 0
     for moment in [*order, ""]:
@@ -282,52 +297,55 @@ def truncate(path: Path, rng: random.Random) -> None:
 
 
 DAMAGES = {"one bit flipped": flip, "truncated": truncate}
-STOPPED = 3 * EVERY + 5  # where runs stand whose files are damaged
 
 
 def files_of_checkpoint(place: Place) -> list[str]:
-    """Of the newest one of a stopped run."""
-    newest = place.partial("listed", STOPPED) / "checkpoints" / f"{3 * EVERY:08d}"
+    """Of the newest one of the stopped run."""
+    workdir = place.stopped("listed")
+    newest = workdir / "checkpoints" / f"{committed(workdir):08d}"
     found = [str(path.relative_to(newest)) for path in sorted(newest.rglob("*")) if path.is_file()]
-    shutil.rmtree(place.folder / "listed")
+    shutil.rmtree(workdir)
     return found
 
 
 def damaged_checkpoint(place: Place, damage: str, name: str) -> Case:
     """A file of the newest checkpoint is not what was written: the one before is used."""
-    workdir = place.partial("damaged", STOPPED)
-    newest = workdir / "checkpoints" / f"{3 * EVERY:08d}"
+    workdir = place.stopped("damaged")
+    before = logged(workdir)
+    newest = workdir / "checkpoints" / f"{committed(workdir):08d}"
     DAMAGES[damage](newest / name, place.rng)
     _, out, err = place.run(place.command(workdir))
-    said = next((line for line in err.splitlines() if "damaged" in line or "unfinished" in line), "")
+    said = next((line for line in err.splitlines() if newest.name in line), "")
     return place.note(
-        f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), said, STOPPED - resumed_from(out), workdir
+        f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), said, before - resumed_from(out), workdir
     )
 
 
 def damaged_run_file(place: Place, name: str) -> Case:
     """A file beside the checkpoints: used or refused, never half read."""
-    workdir = place.partial("beside", STOPPED)
+    workdir = place.stopped("beside")
+    before = logged(workdir)
     original = (workdir / name).read_bytes()
     truncate(workdir / name, place.rng)
     code, out, err = place.run(place.command(workdir))
-    said = last_line(err)
+    said = next((line for line in err.splitlines() if name in line), "")
     if code:
         (workdir / name).write_bytes(original)
         _, out, _ = place.run(place.command(workdir))
-    return place.note("file of a run: truncated", name, said, STOPPED - resumed_from(out), workdir)
+    return place.note("file of a run: truncated", name, said, before - resumed_from(out), workdir)
 
 
 def damaged_corpus(place: Place, name: str) -> Case:
     """A prepared corpus with a flipped bit: noticed before a step is taken with it."""
-    workdir, cache = place.partial("on-damaged", STOPPED), place.folder / "damaged-corpora"
+    workdir, cache = place.stopped("on-damaged"), place.folder / "damaged-corpora"
+    before = logged(workdir)
     shutil.copytree(place.folder / "corpora", cache)
     [path] = cache.glob(f"*/{name}")
     flip(path, place.rng)
     _, out, err = place.run(place.command(workdir, cache))
     shutil.rmtree(cache)
     said = next((line for line in err.splitlines() if "damaged" in line), "")
-    return place.note("prepared corpus: one bit flipped", name, said, STOPPED - resumed_from(out), workdir)
+    return place.note("prepared corpus: one bit flipped", name, said, before - resumed_from(out), workdir)
 
 
 # --- what changes underneath ---
@@ -335,7 +353,8 @@ def damaged_corpus(place: Place, name: str) -> Case:
 
 def another_text(place: Place) -> Case:
     """The text has changed since the run was stopped; then it is brought back."""
-    workdir, cache, kept = place.partial("another-text", STOPPED), place.folder / "other-text", place.text.read_text()
+    workdir, cache, kept = place.stopped("another-text"), place.folder / "other-text", place.text.read_text()
+    before = logged(workdir)
     place.text.write_text(kept.replace("a", "e", 50))
     try:
         _, _, err = place.run(place.command(workdir, cache))
@@ -343,7 +362,7 @@ def another_text(place: Place) -> Case:
         place.text.write_text(kept)
     _, out, _ = place.run(place.command(workdir))
     shutil.rmtree(cache)
-    return place.note("text changed between starts", "", last_line(err), STOPPED - resumed_from(out), workdir)
+    return place.note("text changed between starts", "", last_line(err), before - resumed_from(out), workdir)
 
 
 def text_changes_meanwhile(place: Place) -> Case:
@@ -355,38 +374,45 @@ def text_changes_meanwhile(place: Place) -> Case:
     shutil.rmtree(cache)
     _, err = process.communicate(timeout=600)
     place.text.write_text(kept)
-    return place.note("text and prepared corpus deleted during a run", "", last_line(err), 0, workdir)
+    before = logged(workdir)
+    out = place.again(place.command(workdir, cache)) if process.returncode else ""
+    lost = before - resumed_from(out) if out else 0
+    shutil.rmtree(cache, ignore_errors=True)
+    return place.note("text and prepared corpus deleted during a run", "", last_line(err), lost, workdir)
 
 
 def another_config(place: Place) -> Case:
     """The same workdir, another model."""
-    workdir = place.partial("another-config", STOPPED)
+    workdir = place.stopped("another-config")
+    before = logged(workdir)
     _, _, err = place.run(place.command(workdir, model__hidden=64))
     _, out, _ = place.run(place.command(workdir))
-    return place.note("config that differs", "model.hidden", last_line(err), STOPPED - resumed_from(out), workdir)
+    return place.note("config that differs", "model.hidden", last_line(err), before - resumed_from(out), workdir)
 
 
 def another_version(place: Place) -> Case:
     """config.json has a field that this version does not know."""
-    workdir = place.partial("another-version", STOPPED)
+    workdir = place.stopped("another-version")
+    before = logged(workdir)
     kept = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(json.dumps(json.loads(kept) | {"of_tomorrow": 1}))
     _, _, err = place.run(place.command(workdir))
     (workdir / "config.json").write_text(kept)
     _, out, _ = place.run(place.command(workdir))
-    return place.note("run of another version", "config.json", last_line(err), STOPPED - resumed_from(out), workdir)
+    return place.note("run of another version", "config.json", last_line(err), before - resumed_from(out), workdir)
 
 
 def another_format(place: Place) -> Case:
     """A prepared corpus of another version lies in the cache."""
-    workdir, cache = place.partial("another-format", STOPPED), place.folder / "other-corpora"
+    workdir, cache = place.stopped("another-format"), place.folder / "other-corpora"
+    before = logged(workdir)
     shutil.copytree(place.folder / "corpora", cache)
     for path in cache.glob("*/manifest.json"):  # of each state that the text was in
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
     _, out, err = place.run(place.command(workdir, cache))
     shutil.rmtree(cache)
     said = next((line for line in err.splitlines() if "damaged" in line), "")
-    return place.note("prepared corpus of another version", "", said, STOPPED - resumed_from(out), workdir)
+    return place.note("prepared corpus of another version", "", said, before - resumed_from(out), workdir)
 
 
 def several_runs(place: Place) -> Case:
@@ -417,9 +443,9 @@ def two_prepare(place: Place) -> Case:
 # --- clocks and numbers ---
 
 CLOCK = """
-import random, time
-real, rng = time.time, random.Random({seed})
-time.time = lambda: real() + rng.choice([0, 90_000, -90_000, 3e7, -3e7])
+import time
+real, begun = time.time, time.perf_counter()
+time.time = lambda: real() + ({by} if time.perf_counter() > begun + {after} else 0)
 """
 NAN = """
 import copy
@@ -438,17 +464,16 @@ module.train_step = broken
 
 
 def clock(place: Place) -> Case:
-    """The wall clock jumps back and forth by a day and by a year, at every look."""
+    """The wall clock jumps at some moment of every start, by an hour to a year, forwards or backwards."""
     workdir, cache = place.folder / "clock", place.folder / "clock-corpora"
-    code = CLOCK.format(seed=place.rng.randrange(1000))
-    process = place.start(place.command(workdir, cache), code)
-    wait_until(process, lambda: logged(workdir) >= STOPPED)
-    process.kill()
-    process.communicate()
+    by = place.rng.choice([-1, 1]) * place.rng.choice([3600, 90_000, 3e7])
+    code = CLOCK.format(by=by, after=place.rng.uniform(1, 10))
+    code_of_exit, _, err = place.run(place.command(workdir, cache), code)
     before = logged(workdir)
-    _, out, err = place.run(place.command(workdir, cache), code)
+    out = place.again(place.command(workdir, cache), code) if code_of_exit else ""
     shutil.rmtree(cache, ignore_errors=True)
-    return place.note("clock jumps", "day and year, and a kill", last_line(err), before - resumed_from(out), workdir)
+    lost = before - resumed_from(out) if out else 0
+    return place.note("clock jumps", f"by {by / 3600:+,.0f} hours", last_line(err) * (code_of_exit != 0), lost, workdir)
 
 
 def nan(place: Place) -> Case:
@@ -501,13 +526,14 @@ def full_disk(place: Place) -> Case:
 def read_only(place: Place) -> Case:
     """The disk may only be read when the run is to go on; then it may be written again."""
     with disk(place, 1 << 20) as folder:
-        workdir = Path(shutil.copytree(place.partial("for-disk", STOPPED), folder / "run"))
+        workdir = Path(shutil.copytree(place.stopped("for-disk"), folder / "run"))
+        before = logged(workdir)
         shutil.rmtree(place.folder / "for-disk")
         remount(folder, "ro")
         _, _, err = place.run(place.command(workdir))
         remount(folder, "rw")
         _, out, _ = place.run(place.command(workdir))
-        return place.note("read-only", "", last_line(err), STOPPED - resumed_from(out), workdir)
+        return place.note("read-only", "", last_line(err), before - resumed_from(out), workdir)
 
 
 # --- all of them ---
@@ -535,7 +561,7 @@ def summary(cases: list[Case]) -> list[list[str]]:
         here = [case for case in cases if case.fault == fault]
         said = next((case.said for case in here if case.said), "")
         said = said if len(said) < 160 else f"{said[:157]}…"
-        silent = sum(case.finished and not case.equal for case in here)
+        silent = sum(case.silent for case in here)
         survived = f"{sum(case.finished for case in here)}"
         rows.append([fault, f"{len(here)}", survived, f"{max(case.lost for case in here)}", f"{silent}", said])
     return rows
@@ -564,11 +590,13 @@ def main() -> None:
                 place.cases.append(Case("the campaign itself", "", f"{type(error).__name__}: {error}", 0, False, False))
     cases = place.cases
     killed = [case for case in cases if case.fault.startswith("kill")]
-    silent = [case for case in cases if case.finished and not case.equal]
+    silent = [case for case in cases if case.silent]
     about = (
         f"{len(cases)} faults, {len(killed)} of them kill -9. Runs that ended bit for bit like the undisturbed one: "
-        f"{sum(case.equal for case in cases)}; otherwise: {len(silent)}; not at all: "
-        f"{sum(not case.finished for case in cases)}. "
+        f"{sum(case.equal for case in cases)}; not at all: {sum(not case.finished for case in cases)}; otherwise, "
+        f"which was said: {sum(case.finished and not case.equal and not case.silent for case in cases)}, which was not: "
+        f"{len(silent)}. At most the interval between checkpoints is lost, and the steps that were "
+        "taken while the newest one was being written: at these few milliseconds a step, up to twice the interval. "
         f"A run: {STEPS} steps of TUPE-R, notes and MC-BERT, a checkpoint every {EVERY} steps; seed {options.seed}; "
         f"{(time.perf_counter() - begun) / 60:.0f} minutes. {machine()}."
     )

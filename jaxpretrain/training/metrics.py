@@ -47,6 +47,8 @@ class MetricWriter:
         _replace(path, b"".join(map(_encode, kept)))
         self._lines = _File(path)
         self._last: dict[str, Any] = kept[-1] if kept else {"step": -1}
+        if resume_step and self._last["step"] < resume_step:  # a line is written before every save
+            log.warning("%s ends at step %d, before the checkpoint: a gap stays", path, max(self._last["step"], 0))
         self._last_start = self._lines.end - (len(_encode(kept[-1])) if kept else 0)
 
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"

@@ -183,3 +183,13 @@ def test_average_of_sums_and_weights():
     assert average.take() == {}
     average.add({"loss": (float("nan"), 1.0)})
     assert np.isnan(average.take()["loss"])
+
+
+def test_a_file_that_was_cut_is_reported(tmp_path, caplog: pytest.LogCaptureFixture):
+    written(epath.Path(tmp_path), [10, 20, 30])
+    written(epath.Path(tmp_path), [40], resume_step=30)
+    assert not caplog.text
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:60])
+    written(epath.Path(tmp_path), [50], resume_step=40)
+    assert "metrics.jsonl ends at step 10, before the checkpoint: a gap stays" in caplog.text
