@@ -593,10 +593,10 @@ def main() -> None:
     silent = [case for case in cases if case.silent]
     about = (
         f"{len(cases)} faults, {len(killed)} of them kill -9. Runs that ended bit for bit like the undisturbed one: "
-        f"{sum(case.equal for case in cases)}; not at all: {sum(not case.finished for case in cases)}; otherwise, "
-        f"which was said: {sum(case.finished and not case.equal and not case.silent for case in cases)}, which was not: "
-        f"{len(silent)}. At most the interval between checkpoints is lost, and the steps that were "
-        "taken while the newest one was being written: at these few milliseconds a step, up to twice the interval. "
+        f"{sum(case.equal for case in cases)}; not at all: {sum(not case.finished for case in cases)}; otherwise, and "
+        f"it was said: {len([case for case in cases if case.finished and not case.equal]) - len(silent)}, and it was "
+        f"not: {len(silent)}. At most the interval between checkpoints is lost, and the steps that were taken while "
+        "the newest one was being written: at these few milliseconds a step, up to twice the interval. "
         f"A run: {STEPS} steps of TUPE-R, notes and MC-BERT, a checkpoint every {EVERY} steps; seed {options.seed}; "
         f"{(time.perf_counter() - begun) / 60:.0f} minutes. {machine()}."
     )
