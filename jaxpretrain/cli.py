@@ -6,7 +6,7 @@ import re
 import runpy
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,18 +14,21 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxpretrain.config import Config, ConfigError, FinetuneConfig, flatten, validate
+from jaxpretrain.config import Config, ConfigError, flatten, validate
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint_files import CheckpointError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Recipe and size, for example configs/tupe.py or configs/tupe.py:base (sizes: tiny, small, base, large); "
-    "any field is changed by a flag of its own: --config.optim.learning_rate=3e-4. Configs are Python: run only yours.",
+    "Recipe and size, configs/NAME.py:SIZE (tiny, small, base, large); any field is changed by a flag of its own, "
+    "--config.FIELD=VALUE, and jaxpretrain/config.py lists them. Configs are Python: run only yours.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "A run's folder; train's default is runs/NAME-SIZE and the overrides that change the result."
+    "workdir",
+    None,
+    "A run's folder. Default of train: runs/NAME-SIZE, of finetune: INIT_FROM/finetuned/TASK, each with the overrides "
+    "that change the result.",
 )
 
 
@@ -69,41 +72,40 @@ def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, che
     def with_config(_: list[str]) -> None:
         config = CONFIG.value
         if config is None:
-            example = "configs/tupe.py" if kind is Config else "configs/glue.py"
-            raise ConfigError(f"--config is missing: for example --config {example}")
-        _ = config.name  # where the recipe failed, this tells why
+            raise ConfigError(f"--config is missing: for example --config {_example(kind)}")
+        getattr(config, "name", None)  # where the recipe failed, this tells why
         if not isinstance(config, kind):
             raise ConfigError(
-                f"--config: the recipe makes a {type(config).__name__}, and this command needs {kind.__name__}"
+                f"--config: the recipe makes a {type(config).__name__}, and this command needs {kind.__name__}, "
+                f"as from {_example(kind)}"
             )
         check(config)
         main(config)
 
-    _run(with_config, arguments=False, shown=("config", "workdir"))
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # shown by --help
+    _run(with_config, kind)
 
 
-def run_plain(main: Callable[[list[str]], None], shown: Sequence[str] = ("workdir",)) -> None:
+def run_plain(main: Callable[[list[str]], None]) -> None:
     """The same for commands without a config: `main` gets the arguments, the program's name first."""
-    _run(main, arguments=True, shown=shown)
+    _run(main, None)
 
 
-def _run(main: Callable[[list[str]], None], *, arguments: bool, shown: Sequence[str]) -> None:
-    for name in shown:  # in --help, beside the flags that the command itself defines
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-
+def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(_with_recipe(argv))
         except (KeyError, AttributeError):  # what ml_collections raises for a field that the config does not have
-            return fail(_unknown_field(argv))
+            return fail(_unknown_field(argv, kind or Config))
         except (flags.Error, ValueError, TypeError, OSError) as error:
             return fail(error)
-        if not arguments and len(rest) > 1:
+        if kind and len(rest) > 1:
             return fail(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
         return rest
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it did not find
+        logging.get_absl_handler().setFormatter(stdlib_logging.Formatter("%(levelname)s: %(message)s"))
         try:
             main(argv)
         except (ConfigError, Failure, CheckpointError, OSError) as error:
@@ -135,10 +137,16 @@ def _with_recipe(argv: list[str]) -> list[str]:
     return found
 
 
-def _unknown_field(argv: list[str]) -> str:
+def _example(kind: type) -> str:
+    return "configs/tupe.py" if kind is Config else "configs/glue.py"
+
+
+def _unknown_field(argv: list[str], kind: type) -> str:
     names = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
-    known = flatten(Config()) | flatten(FinetuneConfig())
-    unknown = [name for name in names if name not in known] or names
+    known = flatten(kind())
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return f"--config: the recipe is for another command: try --config {_example(kind)}"
     close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "jaxpretrain/config.py lists them"
     return f"the config has no field {unknown[0]!r}: {hint}"
@@ -150,4 +158,5 @@ def _one_line(message: str) -> str:
         message = message.strip().splitlines()[-1].removeprefix("jaxpretrain.config.ConfigError: ")
         missing = re.search(r"No such file or directory: '(.*)'", message)
         message = f"--config={missing[1]}: no such file" if missing else message
+    message = message.replace("invalid literal for int() with base 10:", "not a whole number:")
     return " ".join(message.split())

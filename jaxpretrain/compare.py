@@ -284,4 +284,4 @@ def _image(data: bytes, text: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_plain(main, shown=())
+    cli.run_plain(main)

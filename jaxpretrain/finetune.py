@@ -16,6 +16,7 @@ second start goes on with the trials that are missing.
 
 import json
 import math
+import shlex
 import sys
 from collections import defaultdict
 from dataclasses import replace
@@ -49,6 +50,7 @@ from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.metrics import add_to_lines
 from jaxpretrain.training.workdir import locked, notes_of_run
 
+flags.declare_key_flag("workdir")
 PROBE = flags.DEFINE_bool(
     "probe", False, "Also score a linear model on the frozen encoder's sentence vectors (seconds; scikit-learn)."
 )
@@ -206,6 +208,7 @@ def write_summary(
     about = {"task": task.name, "metric": main, "best_rate": best, "rates": rates}
     (workdir / "summary.json").write_text(json.dumps(about | ({"probe": probed} if probed else {}), indent=2) + "\n")
     print(f"\n{text}\n{workdir}/summary.md")
+    print(f"\n  python -m jaxpretrain.predict --workdir {shlex.quote(str(workdir))} FILE.tsv")
     return best, numbers[best]
 
 

@@ -32,6 +32,7 @@ from jaxpretrain.evaluation.trained import MASK_TEXT, Trained, embed, fill_masks
 from jaxpretrain.objectives.mcbert import MCBERT
 from jaxpretrain.training.workdir import notes_of_run
 
+flags.declare_key_flag("workdir")
 TOP = flags.DEFINE_integer("top", 5, "Pieces shown for each [MASK].", lower_bound=1)
 EMBED = flags.DEFINE_bool("embed", False, "Print sentence vectors (mean of the last layer) instead of filling masks.")
 NOTES = flags.DEFINE_bool("notes", False, "List the words whose notes are nearest to those of the words given (TNF).")
@@ -149,6 +150,10 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError("a fine-tuned model labels the rows of a file: predict --workdir … FILE.tsv")
         model = finetuned.load_finetuned(cli.WORKDIR.value)
         for path in argv[1:]:
+            if not epath.Path(path).exists():
+                raise ConfigError(
+                    f"{path!r}: no such file; a fine-tuned model labels rows: predict --workdir … FILE.tsv"
+                )
             rows = label_rows(model, path)
             if JSON.value:
                 print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))

@@ -12,6 +12,7 @@ This file is the whole loop; what it calls is a library.
 """
 
 import json
+import shlex
 import sys
 import time
 from contextlib import closing
@@ -55,6 +56,7 @@ from jaxpretrain.training.workdir import (
     write_run_files,
 )
 
+flags.declare_key_flag("workdir")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, each with its own devices (docs/scale.md); jax finds the others."
 )
@@ -293,6 +295,11 @@ def print_table(
         "compiled": f"in {compile_seconds:.1f} s",
     }
     print("\n".join(f"  {name:<9} {text}" for name, text in table.items()), flush=True)
+    if corpus.valid_tokens < tokens:
+        print(
+            f"note: {corpus.valid_tokens:,} held-out tokens say little: is there a blank line between documents? "
+            "More are held out by --config.data.held_out=0.1"
+        )
 
 
 def say_what_next(workdir: epath.Path, headline: str, result: dict[str, float]) -> None:
@@ -302,7 +309,8 @@ def say_what_next(workdir: epath.Path, headline: str, result: dict[str, float]) 
         print(f", {100 * result['eval/mlm_accuracy']:.1f} % of the masked pieces right", end="")
     if "eval/unigram_loss" in result:
         print(f"; guessing by frequency alone {result['eval/unigram_loss']:.3f}", end="")
-    print(f"\n\n  python -m jaxpretrain.predict --workdir {workdir} 'Returns the [MASK] of the list.'")
+    run = shlex.quote(str(workdir))
+    print(f"\n\n  python -m jaxpretrain.predict --workdir {run} 'Returns the [MASK] of the list.'")
 
 
 if __name__ == "__main__":
