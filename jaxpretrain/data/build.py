@@ -146,9 +146,7 @@ def _build(
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(_pool(1 if alone else config.workers or os.cpu_count() or 1))
         over = stack.enter_context(machines(scratch)) if machines else partial(_over_units, pool, scratch, progress)
-        with _bar("reading", 1, progress) as bar:
-            units = corpus_source.plan(parts, scratch, pool)
-            bar.update()
+        units = corpus_source.plan(parts, scratch, pool, progress)
         below = int(config.held_out * passes.HASH_RANGE)
         counted = _count(units, config.lowercase, below, over)
         documents = sum(unit.documents for unit in counted)

@@ -61,7 +61,7 @@ def slug(source: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in source)[-40:].strip("-")
 
 
-def plan(parts: list[Part], scratch: Path, pool: Executor | None) -> list[Unit]:
+def plan(parts: list[Part], scratch: Path, pool: Executor | None, progress: bool = False) -> list[Unit]:
     """Cuts the sources into units.
 
     Data sets that TFDS has not prepared are prepared; the prose of `python-docs` is gathered into a file in `scratch`.
@@ -74,7 +74,7 @@ def plan(parts: list[Part], scratch: Path, pool: Executor | None) -> list[Unit]:
     unit_bytes = max(UNIT_BYTES, total // _MOST_UNITS)
     for part in parts:
         if part.kind == "python-docs":
-            pieces += text_files.cut_file(str(pydocs.gather(scratch, pool)), unit_bytes)
+            pieces += text_files.cut_file(str(pydocs.gather(scratch, pool, progress)), unit_bytes)
         else:
             pieces += _KINDS[part.kind].pieces(part, unit_bytes)
     units: list[Unit] = []

@@ -21,6 +21,8 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert read("text:~/x/*.txt+text:~/a.txt", tmp_path) == ["x/b.txt", "a.txt"]
     with pytest.raises(ConfigError, match=r"data.source='text:.*none\*': no file matches"):
         read(f"text:{tmp_path}/none*", tmp_path)
+    with pytest.raises(ConfigError, match=r"no file matches; a folder is given as text:.*/x/\*"):
+        read(f"text:{tmp_path}/x/", tmp_path)
 
 
 @pytest.mark.parametrize("source", ["", "wikipedia", "text:", "tfds:", "jsonl:", "hf:", "textfile:a", "python-docs:x"])

@@ -29,9 +29,11 @@ def find(kind: str, value: str, pattern: str) -> Part:
     Raises:
         ConfigError: when no file matches.
     """
-    files = sorted(file for file in _matches(os.path.expanduser(pattern)) if os.path.isfile(file))
+    pattern = os.path.expanduser(pattern)
+    files = sorted(file for file in _matches(pattern) if os.path.isfile(file))
     if not files:
-        raise ConfigError(f"data.source='{kind}:{value}': no file matches")
+        hint = f"; a folder is given as {kind}:{value.rstrip('/')}/*" if os.path.isdir(pattern) else ""
+        raise ConfigError(f"data.source='{kind}:{value}': no file matches{hint}")
     found = tuple((file, status.st_size, status.st_mtime_ns) for file in files if (status := os.stat(file)))
     return Part(kind, value, found, tuple(files))
 

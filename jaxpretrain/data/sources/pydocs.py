@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 # Distributions that pyproject.toml asks for, and what these ask for themselves: they are there on every machine.
 DISTRIBUTIONS = (
@@ -125,14 +126,14 @@ def identity() -> list[str]:
     ]
 
 
-def gather(scratch: Path, pool: Executor | None) -> Path:
+def gather(scratch: Path, pool: Executor | None, progress: bool = False) -> Path:
     """Writes the prose into one text file; what was said before is dropped, in the order of the files."""
     sources = modules()
     found = pool.map(paragraphs_of, sources, chunksize=32) if pool else map(paragraphs_of, sources)
     seen = Seen()
     path = scratch / FILE_NAME
     with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        for texts in found:
+        for texts in tqdm(found, "reading", len(sources), unit="file", disable=not progress, leave=False):
             for document in texts:
                 if new := [paragraph for paragraph in document if seen.add(paragraph)]:
                     file.write("\n".join(new) + "\n\n")
