@@ -1,6 +1,7 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
 import difflib
+import io
 import logging as stdlib_logging
 import re
 import runpy
@@ -106,6 +107,8 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it did not find
         logging.get_absl_handler().setFormatter(stdlib_logging.Formatter("%(levelname)s: %(message)s"))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, nor terminals know all
         try:
             main(argv)
         except (ConfigError, Failure, CheckpointError, OSError) as error:
@@ -159,4 +162,5 @@ def _one_line(message: str) -> str:
         missing = re.search(r"No such file or directory: '(.*)'", message)
         message = f"--config={missing[1]}: no such file" if missing else message
     message = message.replace("invalid literal for int() with base 10:", "not a whole number:")
-    return " ".join(message.split())
+    # Names and values may come from a hostile file: no control character reaches the terminal.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))

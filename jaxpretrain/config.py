@@ -325,6 +325,12 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
         if dataclasses.is_dataclass(kind):
             kwargs[name] = from_dict(value, kind)
         else:
+            if (
+                kind in (bool, int, float, str)
+                and type(value) is not kind
+                and not (kind is float and type(value) is int)
+            ):
+                raise ConfigError(f"{name}={value!r}: must be of type {kind.__name__}")
             kwargs[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     return cls(**kwargs)
 

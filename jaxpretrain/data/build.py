@@ -14,10 +14,10 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -100,7 +100,8 @@ def _prepare(config: DataConfig, notes: NotesConfig, progress: bool, machines: M
         for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        scratch.mkdir()  # not by tempfile, which lets nobody else read it
         try:
             _build(config, notes, parts, own, settings, scratch, progress, machines)
             _put_in_place(scratch, folder)
@@ -227,7 +228,6 @@ def _build(
 
 def _put_in_place(scratch: Path, folder: Path) -> None:
     """Renames the finished folder, in place of a damaged one; one that another process finished meanwhile stays."""
-    scratch.chmod(0o755)
     with contextlib.suppress(ValueError):
         load(folder)
         return

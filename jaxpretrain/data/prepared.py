@@ -26,7 +26,7 @@ import numpy as np
 from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 
-FORMAT = 2  # of the cache folder, and of everything that decides what is in it
+FORMAT = 3  # of the cache folder, and of everything that decides what is in it
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def load(folder: Path) -> Corpus:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
         intact = manifest.pop("digest") == digest_of(manifest)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged") from error
     if not intact:
         raise ValueError(f"{path} is damaged")

@@ -76,7 +76,7 @@ def _read(workdir: epath.Path) -> Finetuner:
             from_dict(about["task"], Task),
             about["steps"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): fine-tune anew in another --workdir") from error
 
 

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import io
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +88,7 @@ _TEXT_COLUMNS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("text",), ("
 _LABEL_COLUMNS = ("label", "score")
 _ID_COLUMNS = ("index", "id")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_LARGEST = float(np.finfo(np.float32).max)  # of a label
 _HELD_OUT = 10  # one row in so many becomes dev where no file is given for it
 
 
@@ -113,7 +115,7 @@ def load(spec: str, data_dir: str = "", *, columns: tuple[str, ...] = (), label:
     task = _glue_task(spec)
     if columns or label:
         raise ConfigError(f"task {task.name}: its columns are known; columns and label are for tsv:FILE")
-    return _load_glue(task, Path(data_dir).expanduser()) if data_dir else _load_tfds(task)
+    return _load_glue(task, Path(os.path.expanduser(data_dir))) if data_dir else _load_tfds(task)
 
 
 def read_rows(path: str | Path, task: Task) -> Examples:
@@ -122,7 +124,7 @@ def read_rows(path: str | Path, task: Task) -> Examples:
     Raises:
         ConfigError: as `load`.
     """
-    table = _read_table(Path(path).expanduser(), task.quoted)
+    table = _read_table(Path(os.path.expanduser(path)), task.quoted)
     if not set(task.columns) <= set(table.header):
         # GLUE's names for columns are not what one calls them at home.
         task = replace(task, columns=_conventional(table, len(task.columns)) or task.columns)
@@ -266,7 +268,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _load_own(files: str, columns: tuple[str, ...], label: str) -> TaskData:
-    paths = [Path(file.strip()).expanduser() for file in files.split(",")]
+    paths = [Path(os.path.expanduser(file.strip())) for file in files.split(",")]
     if len(paths) > 3 or not all(file.strip() for file in files.split(",")):
         raise ConfigError(f"task 'tsv:{files}': must be tsv:FILE or tsv:TRAIN,DEV[,TEST]")
     tables = [_read_table(path, quoted=True) for path in paths]
@@ -385,6 +387,7 @@ def _plain_rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted_rows(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may hold a book
     reader = csv.reader(io.StringIO(text, newline=""), "excel-tab", strict=True)
     line = 1
     try:
@@ -442,7 +445,7 @@ def _score(path: Path, line: int, cell: str, task: Task) -> float:
 
 def _number(cell: str) -> float | None:
     number = float(cell) if _NUMBER.fullmatch(cell) else math.inf
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None
 
 
 def _place(table: _Table, name: str) -> int:

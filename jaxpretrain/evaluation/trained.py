@@ -50,8 +50,11 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
     objective = build(config, tokenizer.vocab_size)
     # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
-    structure = jax.tree.structure(jax.eval_shape(objective.init, jax.random.key(0)))
-    params = jax.tree.unflatten(structure, map(jnp.asarray, jax.tree.leaves(stored)))
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    leaves = jax.tree.leaves(stored)
+    if [x.shape for x in leaves] != [x.shape for x in jax.tree.leaves(shapes)]:
+        raise ConfigError(f"{workdir}: config.json and tokenizer do not fit the checkpoint of step {found}")
+    params = jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, leaves))
     return Trained(config, tokenizer, objective, params, found)
 
 
@@ -107,6 +110,7 @@ def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarra
 def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
     """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
     rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
+    top = min(top, run.tokenizer.vocab_size)
 
     @jax.jit
     def best(tokens: Array, positions: Array) -> tuple[Array, Array]:

@@ -19,6 +19,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxpretrain.data.sources.files import check_file
+
 log = logging.getLogger(__name__)
 
 STATE, HOST, DIGESTS = "state", "host.json", "digests.json"
@@ -134,6 +136,7 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
 
 def _digest(path: epath.Path) -> list[int | str]:
     """Size in bytes and BLAKE2b of a file."""
+    check_file(path)  # a pipe or a device would be read for ever
     size, digest = 0, hashlib.blake2b(digest_size=16)
     with path.open("rb") as f:
         while chunk := f.read(CHUNK):

@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import masked_crc32c
 
+from jaxpretrain.data.sources.files import check_file
+
 log = logging.getLogger(__name__)
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -139,6 +141,7 @@ def add_to_lines(workdir: epath.PathLike, values: Mapping[int, Mapping[str, Any]
 def _parse(path: epath.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
+    check_file(path)
     lines = []
     rows = path.read_bytes().split(b"\n")
     for number, row in enumerate(rows, 1):
@@ -147,7 +150,7 @@ def _parse(path: epath.Path) -> list[dict[str, Any]]:
             if not isinstance(line["step"], int):
                 raise TypeError
             lines.append(line)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(rows):  # the last one is empty, or was torn by a kill
                 log.warning("%s: line %d is not a line of metrics: left out", path, number)
     return lines

@@ -16,6 +16,7 @@ from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, t
 from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.prepared import Corpus
+from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint import restore_params
 
@@ -29,9 +30,10 @@ def read_config(workdir: epath.Path) -> Config | None:
     path = workdir / "config.json"
     if not path.exists():
         return None
+    check_file(path)
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 

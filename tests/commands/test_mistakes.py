@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxpretrain.cli import _one_line
+
 TRAIN = [sys.executable, "-m", "jaxpretrain.train"]
 BERT = [*TRAIN, "--config", "configs/bert.py"]
 
@@ -117,6 +119,17 @@ def test_a_step_that_is_not_finite(command, run, tmp_path: Path):
     assert "Traceback" not in done.err
     assert done.lines[-1].startswith("error: step 1")
     assert "not finite" in done.lines[-1]
+
+
+def test_names_from_a_hostile_file_do_not_reach_the_terminal():
+    assert _one_line("a\nb \x1b[2J\u202e \udcff é") == "a b \\x1b[2J\\u202e \\udcff é"
+
+
+def test_a_name_that_is_no_text_is_printed(command, run, finished: Path, tmp_path: Path):
+    out = tmp_path / "out\udcff"
+    done = run(command("compare", finished, "--out", out))
+    assert done.code == 0, done.err
+    assert r"out\udcff: compare.md" in done.out
 
 
 def test_help_tells_of_the_config(run):

@@ -167,6 +167,16 @@ def test_a_field_of_another_version_is_named_and_a_missing_one_has_its_default()
         from_dict(values)
 
 
+@pytest.mark.parametrize("value", ["2", 2.0, None, True, [2]])
+def test_a_field_of_another_type_is_named(value: Any):
+    values = to_dict(Config())
+    values["model"]["layers"] = value
+    with pytest.raises(ConfigError, match=r"layers=.*: must be of type int"):
+        from_dict(values)
+    values["model"]["layers"], values["model"]["dropout"] = 2, 0  # a whole number will do for a float
+    assert from_dict(values).model.dropout == 0
+
+
 def test_changed_fields_are_those_that_shape_the_result():
     assert changed_fields(Config(), Config()) == []
     assert changed_fields(Config(), changed("model.layers", 4)) == ["model.layers: 2 → 4"]

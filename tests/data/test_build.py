@@ -43,6 +43,16 @@ def small(text_file: Path, cache: Path) -> DataConfig:
     return DataConfig(source=f"text:{text_file}", vocab_size=300, held_out=0.1, cache_dir=str(cache))
 
 
+def test_the_umask_holds_for_the_folder_too(text_file: Path, tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        folder = prepare(small(text_file, tmp_path), NOTES, progress=False).folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+
+
 def test_streams_hold_every_document_once(corpus: Corpus, text_file: Path):
     expected = [normalise(document, True) for document in text_file.read_text().split("\n\n")]
     train, valid = (list(filter(None, texts(corpus, split))) for split in ("train", "valid"))

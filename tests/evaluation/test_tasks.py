@@ -26,6 +26,17 @@ def fails(message: str, *args: Any, **kwargs: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_cell_that_holds_a_book_and_a_number_that_no_label_is(tmp_path: Path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\n" + "word " * 100_000 + "\t1e39\nshort\t0\n")
+    data = load(f"tsv:{path},{path}")
+    assert len(data.train.texts[0][0]) == 500_000
+    assert data.task.classes == ("0", "1e39")
+    path.write_text("text\tscore\none\t1e39\ntwo\t0.5\n")
+    fails("line 2: label '1e39' is not a number", f"tsv:{path},{path}")
+    fails("cannot read ~nobody-of-this-name/x: No such file", "tsv:~nobody-of-this-name/x")
+
+
 # --- GLUE's own files ---
 
 GLUE_FILES = {

@@ -801,7 +801,7 @@ def metric_files(draw: st.DrawFn) -> list[bytes]:
     runs = []
     for seed in range(draw(st.integers(1, 2))):
         lines = [LINE | {"step": 50 * i, "eval/mlm_loss": 5.0 - i * (seed + 1)} for i in range(4)]
-        texts_ = [json.dumps(line) for line in lines] + draw(st.lists(json_texts(LINE, deep=False), max_size=3))
+        texts_ = [json.dumps(line) for line in lines] + draw(st.lists(json_texts(LINE), max_size=3))
         runs.append(not_utf8("\n".join(draw(st.permutations(texts_)))))
     return runs
 

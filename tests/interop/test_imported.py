@@ -408,6 +408,21 @@ def test_an_imported_model_can_be_served(bert: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors, embed(run, texts), atol=1e-5)
 
 
+def test_a_config_that_does_not_fit_its_checkpoint(make_run) -> None:
+    workdir = make_run()
+    values = json.loads((workdir / "config.json").read_text())
+    values["model"]["layers"] += 1
+    (workdir / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="do not fit the checkpoint of step 0"):
+        load_run(workdir)
+
+
+def test_more_answers_than_pieces(make_run) -> None:
+    model = jaxpretrain.load(make_run())
+    [answer] = model.fill_mask("the [MASK]", top=10**6)
+    assert 0 < len(answer) <= model.run.tokenizer.vocab_size
+
+
 def test_a_missing_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json there"):
         jaxpretrain.load(tmp_path)

@@ -94,6 +94,13 @@ def test_resume_cuts_what_came_after(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
+def test_a_line_nested_too_deep_is_left_out(tmp_path: Path):
+    written(tmp_path, [10, 20])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert [line["step"] for line in read(tmp_path)] == [10, 20]
+
+
 def test_torn_last_line_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     written(tmp_path, [10, 20, 30])
     path = tmp_path / "metrics.jsonl"

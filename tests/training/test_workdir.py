@@ -36,7 +36,7 @@ def test_no_folder_no_config(workdir):
     assert read_config(workdir) is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', '{"unheard": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model": 3}', '{"unheard": 1}', "[" * 10**5])
 def test_a_damaged_config_is_named(workdir, text: str):
     opened(Config(), workdir)
     (workdir / "config.json").write_text(text)
