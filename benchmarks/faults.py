@@ -259,9 +259,8 @@ def kills(place: Place, life: int) -> None:
     finished = code == 0 and (workdir / "DONE").exists()
     equal = finished and same(result_of(workdir), place.undisturbed())
     for moment, where, said, lost in tried:
-        place.cases.append(
-            Case(f"kill -9, {moment}", where, said or last_line(err) * (code != 0), lost or 0, finished, equal)
-        )
+        said = (said or last_line(err) * (code != 0)).replace(str(place.folder), "…")
+        place.cases.append(Case(f"kill -9, {moment}", where, said, lost or 0, finished, equal))
     for folder in (workdir, cache, compiled):
         shutil.rmtree(folder, ignore_errors=True)
 

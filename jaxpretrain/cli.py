@@ -1,12 +1,13 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
+import contextlib
 import difflib
 import io
 import logging as stdlib_logging
+import os
 import re
 import runpy
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -52,11 +53,11 @@ def fail(message: object, code: int = 2) -> NoReturn:
     line = f"error: {_one_line(str(message))}"
     if jax.distributed.is_initialized():
         hosts.leave(line, code)
-    print(line, file=sys.stderr)
-    # What a library has left half done (orbax, on a full disk) would say so once more, with stack traces, at the end.
-    sys.unraisablehook = threading.excepthook = lambda _: None
-    stdlib_logging.getLogger("asyncio").setLevel(stdlib_logging.CRITICAL)
-    sys.exit(code)
+    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
+    # At once: what a library has left half done (orbax, on a full disk) would say so again, with stack traces.
+    os._exit(code)
 
 
 def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, check: Callable = validate) -> None:

@@ -193,6 +193,8 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         ) as bar,
         hosts.watched(f"start all of them again, and the run goes on from the newest checkpoint in {workdir}"),
     ):
+        if due(start, config.eval.every) and not host.get("evaluated", True):
+            writer.write(start, evaluate(state))  # the run was told to stop where this was due
         previous = None
         clock = saved_at = time.perf_counter()
         for step in range(start + 1, steps + 1):
@@ -238,7 +240,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
                 bar.write(f"step {step:>7,}  held out: {', '.join(shown)}")
             writer.write(step, line)
             if save_due:
-                host = {"seconds": seconds} | marks
+                host = {"seconds": seconds, "evaluated": eval_due} | marks
                 checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
                 saved_at, saved_step, wish = time.perf_counter(), step, hosts.GO_ON
             if stop and not last:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,28 @@ def test_one_flipped_bit_is_reported_and_the_checkpoint_before_used(
     assert "digest differs" in caplog.text
     assert "00000020.damaged" in checkpoints_of(workdir)
     assert_same_run(workdir, finished)
+
+
+def test_stopped_where_an_evaluation_is_due(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopping does not wait for it: the next start makes up for it."""
+    config = tiny(**{"train.log_every": 1, "eval.every": 5})
+    run_train(config, tmp_path / "undisturbed")
+    write = metrics.MetricWriter.write
+
+    def stop(self: metrics.MetricWriter, step: int, values: dict) -> None:
+        write(self, step, values)
+        if step == 17:  # the batch of step 19 has the wish, and the loop obeys it after step 20
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.MetricWriter, "write", stop)
+        with pytest.raises(SystemExit):
+            run_train(config, tmp_path / "run")
+    last = metrics.read(tmp_path / "run")[-1]
+    assert last["step"] == 20
+    assert "eval/mlm_loss" not in last
+    run_train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def test_on_another_number_of_devices_to_rounding(finished: Path, command, run, tmp_path: Path):

@@ -25,7 +25,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
         (faults.text_changes_meanwhile, ""),
         (faults.another_version, "has no field 'of_tomorrow'"),
         (faults.another_format, "manifest.json is damaged"),
-        (lambda place: faults.damaged_run_file(place, "metrics.jsonl"), ""),
         (lambda place: faults.damaged_checkpoint(place, "one bit flipped", "host.json"), "host.json is not what was"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -35,6 +34,14 @@ def test_fault(place: faults.Place, fault: Callable[[faults.Place], faults.Case]
     assert said in case.said
     assert case.equal, case
     assert case.lost <= 2 * faults.EVERY  # the interval, and what was done while the newest one was being written
+
+
+def test_lost_metrics_are_told(place: faults.Place):
+    """They are nowhere else: the run itself ends as it should."""
+    case = faults.damaged_run_file(place, "metrics.jsonl")
+    assert "a gap stays" in case.said or case.equal  # cut after the checkpoint, nothing is lost
+    assert case.finished
+    assert not case.silent
 
 
 def test_kills_at_every_kind_of_moment(place: faults.Place):
@@ -48,7 +55,7 @@ def test_a_run_that_differs_is_noticed(place: faults.Place):
     """What compares the runs sees one bit of one array, one metric and one result."""
     good = place.undisturbed()
     for spoil in (
-        lambda result: result["state"]["notes"]["notes"].view("u4").__setitem__((0, 0), 1),
+        lambda result: result["state"]["notes"]["table"].view("u4").__setitem__((0, 0), 1),
         lambda result: result["lines"][7].update({"train/loss": 0.0}),
         lambda result: result["done"].update({"eval/mlm_loss": 0.0}),
     ):
