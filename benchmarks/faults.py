@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, write_record
+from study import SMALL, machine, made_up_text, table, write_record
 from tqdm import tqdm
 
 from jaxpretrain.training import metrics
@@ -33,13 +33,7 @@ from jaxpretrain.training.checkpoint import restore_params
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 300, 50  # of a run, and between its checkpoints
-SETTINGS = {
-    "data.sequence_length": 16,
-    "data.vocab_size": 200,
-    "data.held_out": 0.1,
-    "model.layers": 1,
-    "model.hidden": 32,
-    "model.ffn": 64,
+SETTINGS = SMALL | {
     "notes.single_piece": True,
     "notes.min_count": 1,
     "notes.max_count": 100_000,
@@ -65,11 +59,12 @@ class Case:
     lost: int  # steps taken that had to be taken again
     finished: bool
     equal: bool
+    told: bool = False  # whether what was said names what the end lacks
 
     @property
     def silent(self) -> bool:
-        """Whether the end is another one and nothing was said."""
-        return self.finished and not self.equal and not self.said
+        """Whether the end is another one and nobody was told."""
+        return self.finished and not self.equal and not self.told
 
 
 @dataclass
@@ -82,11 +77,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.text = self.folder / "text.txt"
-        words = [
-            "".join(self.rng.choice("bdfgklmnprstvz") + self.rng.choice("aeiou") for _ in "abc") for _ in range(60)
-        ]
-        sentence = lambda: " ".join(self.rng.choices(words, range(1, 61), k=9)) + "."  # noqa: E731
-        self.text.write_text("\n\n".join("\n".join(sentence() for _ in range(4)) for _ in range(400)) + "\n")
+        self.text.write_text(made_up_text(400))
 
     def command(self, workdir: Path, cache: Path | None = None, **changed: object) -> list[str]:
         """Of training, without the interpreter."""
@@ -121,15 +112,15 @@ class Place:
             assert code == 0, err
         return result_of(workdir)
 
-    def stopped(self, name: str) -> Path:
-        """A copy of a run that was killed somewhere after its third checkpoint was whole."""
-        source = self.folder / "stopped"
-        if not source.exists():
-            process = self.start(self.command(source))
-            wait_until(process, lambda: committed(source) >= 3 * EVERY)
+    def stopped(self) -> Path:
+        """A run that was killed somewhere after its third checkpoint was whole: to copy, not to change."""
+        workdir = self.folder / "stopped"
+        if not workdir.exists():
+            process = self.start(self.command(workdir))
+            wait_until(process, lambda: committed(workdir) >= 3 * EVERY)
             process.kill()
             process.communicate()
-        return Path(shutil.copytree(source, self.folder / name))
+        return workdir
 
     def again(self, args: list[str], code: str = "") -> str:
         """Starts a run until it is through, thrice at most; what the first start wrote."""
@@ -141,11 +132,11 @@ class Place:
                 break
         return first
 
-    def note(self, fault: str, where: str, said: str, lost: int, workdir: Path) -> Case:
+    def note(self, fault: str, where: str, said: str, lost: int, workdir: Path, told: bool = False) -> Case:
         """Adds a case, after whose repair the run has been started again and has ended."""
         finished = (workdir / "DONE").exists()
         equal = finished and same(result_of(workdir), self.undisturbed())
-        self.cases.append(Case(fault, where, said.replace(str(self.folder), "…"), lost, finished, equal))
+        self.cases.append(Case(fault, where, said.replace(str(self.folder), "…"), lost, finished, equal, told))
         shutil.rmtree(workdir, ignore_errors=True)
         return self.cases[-1]
 
@@ -298,53 +289,77 @@ def truncate(path: Path, rng: random.Random) -> None:
 DAMAGES = {"one bit flipped": flip, "truncated": truncate}
 
 
-def files_of_checkpoint(place: Place) -> list[str]:
-    """Of the newest one of the stopped run."""
-    workdir = place.stopped("listed")
-    newest = workdir / "checkpoints" / f"{committed(workdir):08d}"
-    found = [str(path.relative_to(newest)) for path in sorted(newest.rglob("*")) if path.is_file()]
-    shutil.rmtree(workdir)
-    return found
+def between_starts(
+    place: Place,
+    fault: str,
+    where: str,
+    spoil: Callable[[Path], object] = lambda _: None,
+    mend: Callable[[Path], object] = lambda _: None,
+    sign: str = "",
+    told: str = "",
+    **how: object,
+) -> Case:
+    """A stopped run is spoilt and started; if that is refused, it is mended and started as ever.
+
+    Args:
+        sign: in the line that is expected to be said; empty: the last one.
+        told: in that line, if it says what the end will lack.
+        how: the first start is made, as `Place.command` takes it.
+    """
+    workdir = Path(shutil.copytree(place.stopped(), place.folder / "spoilt"))
+    before = logged(workdir)
+    spoil(workdir)
+    code, out, err = place.run(place.command(workdir, **how))
+    said = next((line for line in err.splitlines() if sign in line), "") if sign else last_line(err)
+    if code:
+        mend(workdir)
+        _, out, _ = place.run(place.command(workdir))
+    return place.note(fault, where, said, before - resumed_from(out), workdir, bool(told) and told in said)
+
+
+def newest_files(place: Place) -> list[str]:
+    """Of the newest whole checkpoint of the stopped run."""
+    newest = place.stopped() / "checkpoints" / f"{committed(place.stopped()):08d}"
+    return [str(path.relative_to(newest)) for path in sorted(newest.rglob("*")) if path.is_file()]
 
 
 def damaged_checkpoint(place: Place, damage: str, name: str) -> Case:
     """A file of the newest checkpoint is not what was written: the one before is used."""
-    workdir = place.stopped("damaged")
-    before = logged(workdir)
-    newest = workdir / "checkpoints" / f"{committed(workdir):08d}"
-    DAMAGES[damage](newest / name, place.rng)
-    _, out, err = place.run(place.command(workdir))
-    said = next((line for line in err.splitlines() if newest.name in line), "")
-    return place.note(
-        f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), said, before - resumed_from(out), workdir
-    )
+    newest = f"{committed(place.stopped()):08d}"
+    spoil = lambda workdir: DAMAGES[damage](workdir / "checkpoints" / newest / name, place.rng)  # noqa: E731
+    return between_starts(place, f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), spoil, sign=newest)
 
 
 def damaged_run_file(place: Place, name: str) -> Case:
     """A file beside the checkpoints: used or refused, never half read."""
-    workdir = place.stopped("beside")
-    before = logged(workdir)
-    original = (workdir / name).read_bytes()
-    truncate(workdir / name, place.rng)
-    code, out, err = place.run(place.command(workdir))
-    said = next((line for line in err.splitlines() if name in line), "")
-    if code:
-        (workdir / name).write_bytes(original)
-        _, out, _ = place.run(place.command(workdir))
-    return place.note("file of a run: truncated", name, said, before - resumed_from(out), workdir)
+    original = (place.stopped() / name).read_bytes()
+    return between_starts(
+        place,
+        "file of a run: truncated",
+        name,
+        spoil=lambda workdir: truncate(workdir / name, place.rng),
+        mend=lambda workdir: (workdir / name).write_bytes(original),
+        sign=name,
+        told="a gap stays",
+    )
 
 
 def damaged_corpus(place: Place, name: str) -> Case:
     """A prepared corpus with a flipped bit: noticed before a step is taken with it."""
-    workdir, cache = place.stopped("on-damaged"), place.folder / "damaged-corpora"
-    before = logged(workdir)
-    shutil.copytree(place.folder / "corpora", cache)
-    [path] = cache.glob(f"*/{name}")
-    flip(path, place.rng)
-    _, out, err = place.run(place.command(workdir, cache))
-    shutil.rmtree(cache)
-    said = next((line for line in err.splitlines() if "damaged" in line), "")
-    return place.note("prepared corpus: one bit flipped", name, said, before - resumed_from(out), workdir)
+    with corpora(place) as cache:
+        [path] = cache.glob(f"*/{name}")
+        flip(path, place.rng)
+        return between_starts(place, "prepared corpus: one bit flipped", name, sign="damaged", cache=cache)
+
+
+@contextmanager
+def corpora(place: Place) -> Iterator[Path]:
+    """A copy of the prepared corpora, for as long as it lasts."""
+    cache = Path(shutil.copytree(place.folder / "corpora", place.folder / "other-corpora"))
+    try:
+        yield cache
+    finally:
+        shutil.rmtree(cache)
 
 
 # --- what changes underneath ---
@@ -352,16 +367,19 @@ def damaged_corpus(place: Place, name: str) -> Case:
 
 def another_text(place: Place) -> Case:
     """The text has changed since the run was stopped; then it is brought back."""
-    workdir, cache, kept = place.stopped("another-text"), place.folder / "other-text", place.text.read_text()
-    before = logged(workdir)
-    place.text.write_text(kept.replace("a", "e", 50))
-    try:
-        _, _, err = place.run(place.command(workdir, cache))
-    finally:
-        place.text.write_text(kept)
-    _, out, _ = place.run(place.command(workdir))
-    shutil.rmtree(cache)
-    return place.note("text changed between starts", "", last_line(err), before - resumed_from(out), workdir)
+    kept = place.text.read_text()
+    with corpora(place) as cache:
+        try:
+            place.text.write_text(kept.replace("a", "e", 50))
+            return between_starts(
+                place,
+                "text changed between starts",
+                "",
+                mend=lambda _: place.text.write_text(kept),
+                cache=cache,
+            )
+        finally:
+            place.text.write_text(kept)
 
 
 def text_changes_meanwhile(place: Place) -> Case:
@@ -382,36 +400,27 @@ def text_changes_meanwhile(place: Place) -> Case:
 
 def another_config(place: Place) -> Case:
     """The same workdir, another model."""
-    workdir = place.stopped("another-config")
-    before = logged(workdir)
-    _, _, err = place.run(place.command(workdir, model__hidden=64))
-    _, out, _ = place.run(place.command(workdir))
-    return place.note("config that differs", "model.hidden", last_line(err), before - resumed_from(out), workdir)
+    return between_starts(place, "config that differs", "model.hidden", model__hidden=64)
 
 
 def another_version(place: Place) -> Case:
     """config.json has a field that this version does not know."""
-    workdir = place.stopped("another-version")
-    before = logged(workdir)
-    kept = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(json.dumps(json.loads(kept) | {"of_tomorrow": 1}))
-    _, _, err = place.run(place.command(workdir))
-    (workdir / "config.json").write_text(kept)
-    _, out, _ = place.run(place.command(workdir))
-    return place.note("run of another version", "config.json", last_line(err), before - resumed_from(out), workdir)
+    kept = (place.stopped() / "config.json").read_text()
+    return between_starts(
+        place,
+        "run of another version",
+        "config.json",
+        spoil=lambda workdir: (workdir / "config.json").write_text(json.dumps(json.loads(kept) | {"of_tomorrow": 1})),
+        mend=lambda workdir: (workdir / "config.json").write_text(kept),
+    )
 
 
 def another_format(place: Place) -> Case:
     """A prepared corpus of another version lies in the cache."""
-    workdir, cache = place.stopped("another-format"), place.folder / "other-corpora"
-    before = logged(workdir)
-    shutil.copytree(place.folder / "corpora", cache)
-    for path in cache.glob("*/manifest.json"):  # of each state that the text was in
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
-    _, out, err = place.run(place.command(workdir, cache))
-    shutil.rmtree(cache)
-    said = next((line for line in err.splitlines() if "damaged" in line), "")
-    return place.note("prepared corpus of another version", "", said, before - resumed_from(out), workdir)
+    with corpora(place) as cache:
+        for path in cache.glob("*/manifest.json"):  # of each state that the text was in
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+        return between_starts(place, "prepared corpus of another version", "", sign="damaged", cache=cache)
 
 
 def several_runs(place: Place) -> Case:
@@ -525,9 +534,8 @@ def full_disk(place: Place) -> Case:
 def read_only(place: Place) -> Case:
     """The disk may only be read when the run is to go on; then it may be written again."""
     with disk(place, 1 << 20) as folder:
-        workdir = Path(shutil.copytree(place.stopped("for-disk"), folder / "run"))
+        workdir = Path(shutil.copytree(place.stopped(), folder / "run"))
         before = logged(workdir)
-        shutil.rmtree(place.folder / "for-disk")
         remount(folder, "ro")
         _, _, err = place.run(place.command(workdir))
         remount(folder, "rw")
@@ -544,7 +552,7 @@ def others(place: Place, times: int) -> list[Callable[[], object]]:
     for number in (signal.SIGTERM, signal.SIGINT):
         todo += [lambda number=number: signals(place, number)] * times
     for damage in DAMAGES:
-        todo += [lambda d=damage, n=name: damaged_checkpoint(place, d, n) for name in files_of_checkpoint(place)]
+        todo += [lambda d=damage, n=name: damaged_checkpoint(place, d, n) for name in newest_files(place)]
     todo += [lambda n=name: damaged_run_file(place, n) for name in ("config.json", "metrics.jsonl", "tokenizer.model")]
     [corpus] = (place.folder / "corpora").iterdir()
     todo += [lambda n=path.name: damaged_corpus(place, n) for path in sorted(corpus.iterdir())]

@@ -3,10 +3,28 @@
 import importlib.metadata
 import os
 import platform
+import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+SMALL = {  # fields of a config: a network and pieces for runs of seconds, on `made_up_text`
+    "data.sequence_length": 16,
+    "data.vocab_size": 200,
+    "data.held_out": 0.1,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.ffn": 64,
+}
+
+
+def made_up_text(documents: int = 150) -> str:
+    """Sentences whose words go together in pairs, so that there is something to learn."""
+    rng = random.Random(0)
+    words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(3)) for _ in range(60)]
+    sentence = lambda: " ".join(f"{words[2 * i]} {words[2 * i + 1]}" for i in rng.choices(range(30), k=5))  # noqa: E731
+    return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:

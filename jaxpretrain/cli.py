@@ -1,10 +1,8 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
-import contextlib
 import difflib
 import io
 import logging as stdlib_logging
-import os
 import re
 import runpy
 import sys
@@ -12,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -50,14 +47,7 @@ def recipe() -> Any:
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """Prints one line on stderr and ends the program."""
-    line = f"error: {_one_line(str(message))}"
-    if jax.distributed.is_initialized():
-        hosts.leave(line, code)
-    print(line, file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # a pipe that nobody reads any more
-        sys.stdout.flush()
-    # At once: what a library has left half done (orbax, on a full disk) would say so again, with stack traces.
-    os._exit(code)
+    hosts.leave(f"error: {_one_line(str(message))}", code)
 
 
 def run(main: Callable[[_AnyConfig], None], kind: type[_AnyConfig] = Config, check: Callable = validate) -> None:

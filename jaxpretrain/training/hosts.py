@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import jax
@@ -107,11 +107,16 @@ def watched(advice: str) -> Iterator[None]:
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """Ends this process at once. A usual exit would wait for the others, which may be waiting for this one."""
+    """Says a line and ends this process at once.
+
+    A usual exit would wait for other processes, which may be waiting for this one; and what a library has left half
+    done (orbax, on a full disk) would have its say after the line, with stack traces.
+    """
     print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if first():  # jax ends the others when this one is gone: first they may say themselves what is wrong
-        time.sleep(GRACE_SECONDS)
+    with suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
+    if jax.distributed.is_initialized() and first():
+        time.sleep(GRACE_SECONDS)  # jax ends the others when this one is gone: they may say first what is wrong
     os._exit(code)
 
 

@@ -1,7 +1,6 @@
 """Small runs: a corpus of made-up words, a model of one layer, and the commands as a user starts them."""
 
 import os
-import random
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from etils import epath
+from study import SMALL, made_up_text
 
 from jaxpretrain.config import Config, to_dict, validate
 from jaxpretrain.train import train
@@ -20,13 +20,7 @@ from jaxpretrain.training import metrics
 from jaxpretrain.training.workdir import locked, open_workdir
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "data.sequence_length": 16,
-    "data.vocab_size": 200,
-    "data.held_out": 0.1,
-    "model.layers": 1,
-    "model.hidden": 32,
-    "model.ffn": 64,
+FIELDS = SMALL | {
     "train.steps": 30,
     "train.batch_size": 8,
     "train.log_every": 5,
@@ -38,14 +32,6 @@ SMALL = {
     "checkpoint.every_minutes": 0.0,
     "checkpoint.keep": 9,
 }
-
-
-def made_up_text(documents: int = 150) -> str:
-    """Sentences whose words go together in pairs, so that there is something to learn."""
-    rng = random.Random(0)
-    words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(3)) for _ in range(60)]
-    sentence = lambda: " ".join(f"{words[2 * i]} {words[2 * i + 1]}" for i in rng.choices(range(30), k=5))  # noqa: E731
-    return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -85,7 +71,7 @@ def tiny(text: Path) -> Callable[..., Config]:
 
     def make(**fields: Any) -> Config:
         config = Config()
-        for name, value in ({"data.source": f"text:{text}"} | SMALL | fields).items():
+        for name, value in ({"data.source": f"text:{text}"} | FIELDS | fields).items():
             *rooms, leaf = name.split(".")
             target = config
             for room in rooms:
