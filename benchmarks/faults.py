@@ -132,11 +132,15 @@ class Place:
                 break
         return first
 
+    def plain(self, said: str) -> str:
+        """Without the folder's place and name, which the name of a corpus has too."""
+        return said.replace(str(self.folder), "…").replace(f"{self.folder.name.replace('_', '-')}-", "")
+
     def note(self, fault: str, where: str, said: str, lost: int, workdir: Path, told: bool = False) -> Case:
         """Adds a case, after whose repair the run has been started again and has ended."""
         finished = (workdir / "DONE").exists()
         equal = finished and same(result_of(workdir), self.undisturbed())
-        self.cases.append(Case(fault, where, said.replace(str(self.folder), "…"), lost, finished, equal, told))
+        self.cases.append(Case(fault, where, self.plain(said), lost, finished, equal, told))
         shutil.rmtree(workdir, ignore_errors=True)
         return self.cases[-1]
 
@@ -250,7 +254,7 @@ def kills(place: Place, life: int) -> None:
     finished = code == 0 and (workdir / "DONE").exists()
     equal = finished and same(result_of(workdir), place.undisturbed())
     for moment, where, said, lost in tried:
-        said = (said or last_line(err) * (code != 0)).replace(str(place.folder), "…")
+        said = place.plain(said or last_line(err) * (code != 0))
         place.cases.append(Case(f"kill -9, {moment}", where, said, lost or 0, finished, equal))
     for folder in (workdir, cache, compiled):
         shutil.rmtree(folder, ignore_errors=True)
@@ -608,7 +612,8 @@ def main() -> None:
         f"{(time.perf_counter() - begun) / 60:.0f} minutes. {machine()}."
     )
     head = ["fault", "tried", "survived", "most steps lost", "silent errors", "what was said, for example"]
-    body = f"{table(head, summary(cases))}\n\n`python benchmarks/faults.py`: every case is in `cases.json`."
+    command = f"python benchmarks/faults.py --lives {options.lives} --times {options.times}"
+    body = f"{table(head, summary(cases))}\n\n`{command}`: every case is in `cases.json`."
     if left_out:
         body += f"\n\nLeft out: {len(left_out)} ({'; '.join(sorted(set(left_out)))})."
     files = {"cases.json": json.dumps([asdict(case) for case in cases], indent=1, ensure_ascii=False) + "\n"}
