@@ -3,11 +3,15 @@
 import importlib.metadata
 import os
 import platform
+import queue
 import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tqdm import tqdm
 
 SMALL = {  # fields of a config: a network and pieces for runs of seconds, on `made_up_text`
     "data.sequence_length": 16,
@@ -25,6 +29,29 @@ def made_up_text(documents: int = 150) -> str:
     words = ["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(3)) for _ in range(60)]
     sentence = lambda: " ".join(f"{words[2 * i]} {words[2 * i + 1]}" for i in rng.choices(range(30), k=5))  # noqa: E731
     return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
+
+
+def train_missing_together(runs: Mapping[Path, Sequence[str]]) -> None:
+    """As `train_missing`, a run to a core: for networks so small that two cores are no twice as fast as one.
+
+    What a run prints goes to a file beside its workdir.
+    """
+    todo = {workdir: arguments for workdir, arguments in runs.items() if not (workdir / "DONE").exists()}
+    cores: queue.Queue[int] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def train(run: tuple[Path, Sequence[str]]) -> None:
+        workdir, arguments = run
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        core = cores.get()
+        command = ["taskset", "-c", str(core), sys.executable, "-m", "jaxpretrain.train", *arguments]
+        with open(f"{workdir}.log", "ab") as log:
+            subprocess.run([*command, "--workdir", str(workdir)], check=True, stdout=log, stderr=log)
+        cores.put(core)
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        list(tqdm(pool.map(train, todo.items()), total=len(todo), unit="run", desc="training", smoothing=0))
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:
