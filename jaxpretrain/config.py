@@ -13,7 +13,7 @@ OBJECTIVES = ("mlm", "electra", "mcbert")
 CANDIDATE_POSITIONS = ("all", "masked")
 REPEATS = ("mean", "compound")
 DTYPES = ("auto", "float32", "bfloat16", "float64")
-ATTENTIONS = ("plain", "fused")
+ATTENTIONS = ("plain", "blockwise", "fused")
 LAYER_LOOPS = ("auto", "scan", "unroll")
 TOKENIZERS = ("unigram", "bpe")
 DECAYS = ("linear", "cosine", "constant")
@@ -67,7 +67,7 @@ class ModelConfig:
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     dtype: str = "auto"  # of matrix products; auto: bfloat16 on GPU and TPU, float32 on CPU
-    attention: str = "plain"  # plain | fused (cuDNN on GPU; refuses attention_dropout)
+    attention: str = "plain"  # plain | blockwise (long sequences) | fused (cuDNN on GPU; refuses attention_dropout)
     layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers, scan elsewhere
     remat: bool = False  # recompute each layer in the backward pass: a quarter of the memory, a tenth more time
 

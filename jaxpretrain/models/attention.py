@@ -5,13 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import PositionTerms, score_scale
 
 MASKED = -1e9  # a score that the softmax turns into 0, with gradients that stay finite
+BLOCK = 256  # queries at a time
 
 
 class Attention(nn.Module):
@@ -36,14 +37,19 @@ class Attention(nn.Module):
         projection = nn.DenseGeneral((3, config.heads, width), kernel_init=init, dtype=self.dtype, name="qkv")(x)
         q, k, v = projection[:, 0], projection[:, 1], projection[:, 2]  # [T, H, d] each
         if position.query is not None and position.key is not None:
-            q, k = q + position.query.astype(q.dtype), k + position.key.astype(k.dtype)
+            q_of_place, k_of_place = position.query.astype(q.dtype), position.key.astype(k.dtype)
+            if position.lengthen:
+                q, k = jnp.concatenate([q, q_of_place], -1), jnp.concatenate([k, k_of_place], -1)
+            else:
+                q, k = q + q_of_place, k + k_of_place
         scale = score_scale(config.position, width)
         if config.attention == "fused":
             if key is not None and config.attention_dropout > 0:
                 raise ValueError("fused attention has no dropout: model.attention_dropout must be 0")
             out = fused_attention(q, k, v, scale, position.bias, padding)
         else:
-            out = plain_attention(q, k, v, scale, position.bias, padding, config.attention_dropout, key)
+            attend = blockwise_attention if config.attention == "blockwise" else plain_attention
+            out = attend(q, k, v, scale, position.bias, padding, config.attention_dropout, key)
         return nn.DenseGeneral(config.hidden, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
@@ -57,7 +63,10 @@ def plain_attention(
     dropout_rate: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """softmax(scale · q kᵀ + bias) v for [T, H, d]; scores and softmax in float32 at least."""
+    """softmax(scale · q kᵀ + bias) v, [queries, H, d], for q [queries, H, d'], k [T, H, d'], v [T, H, d].
+
+    Scores and softmax are in float32 at least.
+    """
     scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
     scores_HTT = jnp.einsum("qhd,khd->hqk", q * scale, k, preferred_element_type=scores_dtype)
     if bias is not None:
@@ -65,6 +74,37 @@ def plain_attention(
     scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_dtype)
     weights_HTT = dropout(jax.nn.softmax(scores_HTT), dropout_rate, key)
     return jnp.einsum("hqk,khd->qhd", weights_HTT.astype(v.dtype), v)
+
+
+def blockwise_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    bias: Array | None,
+    padding: Array,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
+) -> Array:
+    """The same, `BLOCK` queries at a time: memory linear in T but for a bias.
+
+    Scores are made anew in the backward pass, a third more work. Dropout draws other masks than the plain form's.
+    """
+    length = len(q)
+    size = min(BLOCK, length)
+    count = -(-length // size)
+    beyond = count * size - length
+    blocks = jnp.pad(q, ((0, beyond), (0, 0), (0, 0))).reshape(count, size, *q.shape[1:])
+    rows = None if bias is None else jnp.pad(bias, ((0, 0), (0, beyond), (0, 0)))
+
+    @jax.checkpoint
+    def attend(index_and_block: tuple[Array, Array]) -> Array:
+        index, block = index_and_block
+        part = None if rows is None else lax.dynamic_slice_in_dim(rows, index * size, size, axis=1)
+        drawn = None if key is None else jax.random.fold_in(key, index)
+        return plain_attention(block, k, v, scale, part, padding, dropout_rate, drawn)
+
+    return lax.map(attend, (jnp.arange(count), blocks)).reshape(-1, *v.shape[1:])[:length]
 
 
 def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | None, padding: Array) -> Array:

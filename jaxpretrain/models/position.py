@@ -27,13 +27,15 @@ class PositionTerms:
 
     Attributes:
         bias: [heads, T, T] added to the scores (TUPE, T5).
-        query: [T, heads, d] added to each word's query (BERT-A^d).
-        key: [T, heads, d] added to each word's key (BERT-A^d).
+        query: [T, heads, d] added to each word's query (BERT-A^d), or further channels of it.
+        key: [T, heads, d] added to each word's key (BERT-A^d), or further channels of it.
+        lengthen: whether query and key are further channels (TUPE-A without a bias).
     """
 
     bias: Array | None = None
     query: Array | None = None
     key: Array | None = None
+    lengthen: bool = struct.field(pytree_node=False, default=False)
 
 
 def added_to_input(position: str) -> bool:
@@ -91,6 +93,32 @@ def reset_cls(bias: Array, cls_to_others: Array, others_to_cls: Array) -> Array:
     return bias.at[:, 0, :].set(cls_to_others[:, None])
 
 
+def further_channels(query: Array, key: Array, theta: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    """TUPE-A with no [T, T] anywhere: further channels of every head, whose product adds up with the words'.
+
+    Equation 10 takes two channels more. `[CLS]`, whose channels are else 0, asks with (θ₁, 0) and answers to (1, θ₂);
+    every other place asks with (0, 1) and answers to (1, 0).
+
+    Args:
+        query: p U_Q, [T, heads, d].
+        key: p U_K, [T, heads, d].
+        theta: the two factors of θ₁, [heads, d] each; None: `[CLS]` is a place like others.
+
+    Returns:
+        Channels of the queries and of the keys, [T, heads, d or d + 2].
+    """
+    if theta is None:
+        return query, key
+    theta_1, theta_2 = (theta[0] * theta[1]).sum(-1), (query[0] * key[0]).sum(-1)
+    length, heads, _ = query.shape
+    cls = (jnp.arange(length) == 0)[:, None, None]
+    ones = jnp.ones((length, heads), query.dtype)
+    asks = jnp.where(cls, jnp.stack([theta_1, 0 * theta_1], -1), jnp.stack([0 * ones, ones], -1))
+    answers = jnp.stack([ones, jnp.where(cls[..., 0], theta_2, 0)], -1)
+    apart = [jnp.concatenate([jnp.where(cls, 0, x), two], -1) for x, two in ((query, asks), (key, answers))]
+    return apart[0], apart[1]
+
+
 class Positions(nn.Module):
     """The positional part of the attention: `Positions(config).apply(params, T) -> PositionTerms`."""
 
@@ -109,6 +137,8 @@ class Positions(nn.Module):
         query, key, theta = self.projected_positions(length, untie_cls)
         if kind == "absolute_untied":
             return PositionTerms(query=query, key=key)
+        if kind == "tupe_a" and config.attention == "blockwise":
+            return PositionTerms(None, *further_channels(query, key, theta if untie_cls else None), lengthen=True)
         scale = score_scale(kind, query.shape[-1])
         bias = jnp.einsum("qhd,khd->hqk", query * scale, key)
         if untie_cls:

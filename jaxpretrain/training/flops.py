@@ -55,7 +55,7 @@ def step_flops(config: Config, vocab_size: int, params: Any, batch: Batch) -> in
         params: arrays, or their shapes.
         batch: a global batch, or its shapes.
     """
-    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
+    plain = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False, attention="plain"))
     objective = build(plain, vocab_size)
     corrupted = jax.eval_shape(objective.corrupt, batch, jax.random.key(0))
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxpretrain.config import Config, ConfigError, validate
-from jaxpretrain.models.attention import fused_attention, plain_attention
+from jaxpretrain.models import attention as attentions
+from jaxpretrain.models.attention import blockwise_attention, fused_attention, plain_attention
 
 
 @pytest.mark.parametrize("position", ["absolute", "absolute_untied", "tupe_r"])
@@ -56,7 +57,52 @@ def test_a_bias_stays_without_a_batch_dimension(model: Callable[..., Any], monke
     assert not any("Batch" in name for _, name in shapes)
 
 
-@pytest.mark.parametrize("attend", [plain_attention, fused_attention])
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("position", ["absolute", "absolute_untied", "tupe_a", "tupe_a with [CLS] tied", "tupe_r"])
+def test_blockwise_equals_plain_in_the_encoder(
+    model: Callable[..., Any], position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven positions, three at a time; TUPE-A's as further channels. Forward and gradients, in 64 bit."""
+    monkeypatch.setattr(attentions, "BLOCK", 3)
+    fields = {"position": position.split()[0], "untie_cls": "tied" not in position, "dtype": "float64"}
+    plain, blockwise = (model(attention=attention, **fields) for attention in ("plain", "blockwise"))
+    chex.assert_trees_all_close(blockwise.apply()[plain.real], plain.apply()[plain.real], rtol=1e-12)
+    chex.assert_trees_all_close(blockwise.gradient(), plain.gradient(), rtol=1e-9, atol=1e-12)
+
+
+def test_only_tupe_a_lengthens_heads(model: Callable[..., Any]) -> None:
+    terms = {position: model(position=position, attention="blockwise").terms(6) for position in ("tupe_a", "tupe_r")}
+    assert terms["tupe_a"].bias is None
+    assert terms["tupe_a"].query.shape == terms["tupe_a"].key.shape == (6, 2, 4 + 2)
+    assert terms["tupe_r"].query is None
+    assert terms["tupe_r"].bias.shape == (2, 6, 6)
+
+
+def test_blockwise_needs_memory_linear_in_the_length() -> None:
+    """Of the backward pass, four times the length: four times as much, where the plain form needs more than eight."""
+
+    def temporaries(attend: Callable[..., Any], length: int) -> int:
+        x = jax.ShapeDtypeStruct((2, length, 1, 8), jnp.float32)
+        padding = jax.ShapeDtypeStruct((2, length), bool)
+        loss = lambda x, padding: jax.vmap(lambda x, p: attend(x, x, x, 0.3, None, p))(x, padding).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(x, padding).compile().memory_analysis().temp_size_in_bytes
+
+    growth = {f: temporaries(f, 4096) / temporaries(f, 1024) for f in (plain_attention, blockwise_attention)}
+    assert growth[blockwise_attention] < 4.5
+    assert growth[plain_attention] > 8
+
+
+def test_blockwise_drops_weights(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block its own: with one mask for all of them, rows of equal inputs would be equal."""
+    monkeypatch.setattr(attentions, "BLOCK", 2)
+    ones, padding = jnp.ones((8, 1, 4)), jnp.zeros(8, bool)
+    v = jnp.eye(8)[:, None]  # so that what comes out is the weights
+    weights = np.asarray(blockwise_attention(ones, ones, v, 1.0, None, padding, 0.5, jax.random.key(0)))[:, 0]
+    assert set(np.unique(weights).tolist()) == {0.0, 0.25}
+    assert len({tuple(pair.ravel()) for pair in weights.reshape(4, 2, 8)}) == 4
+
+
+@pytest.mark.parametrize("attend", [plain_attention, blockwise_attention, fused_attention])
 def test_attention_of_one_head_by_hand(attend: Callable[..., Any]) -> None:
     q, k, v = (jax.random.normal(key, (4, 1, 6)) for key in jax.random.split(jax.random.key(0), 3))
     bias = jax.random.normal(jax.random.key(1), (1, 4, 4))
