@@ -45,7 +45,8 @@ def train_dataset(
     if examples < batch_size:
         raise ConfigError(
             f"data.source: the training text has {corpus.train_tokens:,} tokens, {examples} sequences of "
-            f"data.sequence_length={sequence_length}: too little for one batch of train.batch_size={batch_size}"
+            f"data.sequence_length={sequence_length}: too little for one batch of train.batch_size={batch_size}; give "
+            "more text, or lower one of the two"
         )
     numbers = np.arange(batch_size, dtype=np.int32)[rows or slice(None)]
 

@@ -39,6 +39,7 @@ from jaxpretrain.data.sources import pydocs
 from jaxpretrain.data.sources.source import Warnings
 
 _POOL_FROM = 8 << 20  # bytes of text from which starting processes pays
+_RAREST = 20_000_000  # a word rarer than one in so many teaches the tokenizer nothing: so its sample stops growing
 _ABANDONED = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 _log = logging.getLogger(__name__)
@@ -143,11 +144,12 @@ def _build(
 ) -> None:
     """Fills `scratch` with the files of a cache folder."""
     size = sum(os.path.getsize(file) for part in parts for file in part.files)
-    alone = machines is not None or (size < _POOL_FROM and all(part.files for part in parts))
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_pool(1 if alone else config.workers or os.cpu_count() or 1))
-        over = stack.enter_context(machines(scratch)) if machines else partial(_over_units, pool, scratch, progress)
-        units = corpus_source.plan(parts, scratch, pool, progress)
+    small = size < _POOL_FROM and all(part.files for part in parts)
+    workers = 0 if small else config.workers or os.cpu_count() or 1
+    here = contextlib.nullcontext(partial(_over_units, workers, scratch, progress))
+    with machines(scratch) if machines else here as over:
+        with _pool(workers, f"data.workers={workers}") as pool:
+            units = corpus_source.plan(parts, scratch, pool, progress)
         below = int(config.held_out * passes.HASH_RANGE)
         counted = _count(units, config.lowercase, below, over)
         documents = sum(unit.documents for unit in counted)
@@ -168,20 +170,20 @@ def _build(
         for (path, what), count in sum((unit.warnings for unit in counted), Warnings()).items():
             _log.warning("%s: %s %s", path, f"{count:,}", what)
         merged = scratch / "words.tsv"
-        budget = passes.merge_counts([unit.spill for unit in counted], merged, config.tokenizer_sample_mb << 20)
+        least = passes.merge_counts([unit.spill for unit in counted], merged, config.tokenizer_sample_mb << 20)
+        training = partial(passes.training_counts, merged)
+        total = rare_words.total_words(training)
         with _bar("tokenizer", 1, progress) as bar:
-            tokenizer = own or tokenizers.train(
-                ((word, count) for word, count, _ in passes.read_counts(merged) if count >= budget),
-                scratch,
-                vocab_size=config.vocab_size,
-                kind=config.tokenizer_type,
-                lowercase=config.lowercase,
-            )
+            if own:
+                own.save(scratch)
+            else:
+                train = partial(_train, config, merged, max(least, total // _RAREST), scratch)
+                # Training takes some 40 bytes a character, and a process keeps much of what it once had.
+                with _pool(0 if small else 1, f"data.tokenizer_sample_mb={config.tokenizer_sample_mb}") as pool:
+                    pool.submit(train).result() if pool else train()
+            tokenizer = own or tokenizers.Tokenizer.load(scratch)
             bar.update()
-        tokenizer.save(scratch)
         with _bar("rare words", 1, progress) as bar:
-            training = partial(passes.training_counts, merged)
-            total = rare_words.total_words(training)
             low, high = rare_words.count_range(notes, total)
             chosen = rare_words.choose(training, low, high, tokenizer, notes.single_piece)
             rare_words.write(chosen, scratch / rare_words.FILE_NAME)
@@ -239,13 +241,27 @@ def _count(units: list[Unit], lowercase: bool, below: int, over: Over) -> list[p
     return over(partial(passes.count_unit, lowercase=lowercase, below=below), units, "counting words")
 
 
+def _train(config: DataConfig, merged: Path, least: int, scratch: Path) -> None:
+    """Writes a tokenizer that is trained on the words which occur `least` times or more."""
+    counts = ((word, count) for word, count, _ in passes.read_counts(merged) if count >= least)
+    tokenizers.train(
+        counts, scratch, vocab_size=config.vocab_size, kind=config.tokenizer_type, lowercase=config.lowercase
+    ).save(scratch)
+
+
 # --- processes ---
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
-    """Processes to share units among; none for one worker. Left early, it ends them at once."""
-    if workers == 1:
+def _pool(workers: int, setting: str) -> Iterator[Executor | None]:
+    """Processes to share units among, or none; left early, it ends them at once.
+
+    Each pass has its own: what one took in memory is given back before the next.
+
+    Raises:
+        ConfigError: when one is killed; `setting` is what to lower then.
+    """
+    if not workers:
         yield None
         return
     before = set(multiprocessing.active_children())
@@ -263,7 +279,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise ConfigError(
-                f"data.workers={workers}: a process was killed while preparing, probably for want of memory; use fewer"
+                f"{setting}: a process was killed while preparing, probably for want of memory; lower it"
             ) from error
         raise
     finally:
@@ -283,16 +299,17 @@ def _start_worker() -> None:
 
 
 def _over_units(
-    pool: Executor | None,
+    workers: int,
     scratch: Path,
     progress: bool,
     run: Callable[[Unit, int, Path], _Found],
     units: list[Unit],
     title: str,
 ) -> list[_Found]:
-    """`Over` with the processes of a pool, or in this one; all of them work in `scratch`."""
+    """`Over` with so many processes, or in this one; all of them work in `scratch`."""
     sizes = [sum(piece.size for piece in unit) for unit in units]
-    with _bar(title, sum(sizes), progress, unit="B", unit_scale=True) as bar:
+    bar = _bar(title, sum(sizes), progress, unit="B", unit_scale=True)
+    with bar, _pool(workers, f"data.workers={workers}") as pool:
         if pool is None:
             results = []
             for index, (unit, size) in enumerate(zip(units, sizes, strict=True)):

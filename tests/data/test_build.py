@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from jaxpretrain.config import ConfigError, DataConfig
 from jaxpretrain.data import build, passes
 from jaxpretrain.data import corpus as corpus_source
+from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus, load, stream_dtype
 from jaxpretrain.data.text import normalise, words
@@ -270,6 +272,36 @@ def test_a_tokenizer_of_ones_own(text_file: Path, tmp_path: Path, corpus: Corpus
     np.testing.assert_array_equal(stream(made, "train"), stream(corpus, "train"))
 
 
+def test_the_tokenizer_is_trained_in_a_process_of_its_own(
+    text_file: Path, tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build, "_POOL_FROM", 0)
+    monkeypatch.setattr(tokenizers, "train", lambda *args, **options: pytest.fail("its memory would stay here"))
+    made = prepare(replace(small(text_file, tmp_path), workers=1), NOTES, progress=False)
+    assert made.fingerprint == corpus.fingerprint
+    with pytest.raises(ConfigError, match=r"^data.vocab_size=10: SentencePiece cannot train on this text: [^\n]*$"):
+        prepare(replace(small(text_file, tmp_path), vocab_size=10), NOTES, progress=False)
+
+
+def test_the_tokenizers_sample_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_RAREST", 10_000)
+    train, samples = tokenizers.train, []
+
+    def watched(counts: Iterator[tuple[str, int]], folder: Path, **options: Any) -> Tokenizer:
+        samples.append(list(counts))
+        return train(samples[-1], folder, **options)
+
+    monkeypatch.setattr(tokenizers, "train", watched)
+    path = tmp_path / "a.txt"
+    for documents in (400, 4000):  # each brings a new word, its number
+        path.write_text("\n\n".join(paragraphs(documents)))
+        prepare(small(path, tmp_path), NOTES, progress=False)
+    few, many = ({word for word, _ in sample} for sample in samples)
+    assert len(few) > 400
+    assert many < few
+    assert {"▁the", "▁ship", "▁number"} <= many
+
+
 SCRIPT = """
 import sys, time
 import jaxpretrain.data.corpus as corpus_source
@@ -299,16 +331,20 @@ def test_processes_do_not_run_the_script_again_or_import_jax(text_file: Path, tm
     assert done.stderr == ""
 
 
+COUNTING, TRAINING = "words-*", "words.train.tsv"  # what lies in the scratch folder meanwhile
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", [COUNTING, TRAINING])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted(text_file: Path, tmp_path: Path, sent: signal.Signals):
+def test_interrupted(tmp_path: Path, sent: signal.Signals, stage: str):
     script, cache = tmp_path / "script.py", tmp_path / "cache"
     script.write_text(SCRIPT)
     (tmp_path / "many.txt").write_text("\n\n".join(paragraphs(20_000)))
     command = [sys.executable, str(script), f"text:{tmp_path / 'many.txt'}", str(cache)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
                                env=ENVIRONMENT)  # fmt: skip
-    while not list(cache.glob(".*/words-*")):
+    while not list(cache.glob(f".*/{stage}")):
         time.sleep(0.01)
         assert process.poll() is None
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
@@ -342,20 +378,23 @@ def test_what_a_killed_process_left_is_removed_later(text_file: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed(text_file: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("stage", "setting"), [(COUNTING, "data.workers=2"), (TRAINING, "data.tokenizer_sample_mb=64")]
+)
+def test_a_process_that_is_killed(tmp_path: Path, stage: str, setting: str):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     (tmp_path / "many.txt").write_text("\n\n".join(paragraphs(20_000)))
     cache = tmp_path / "cache"
     command = [sys.executable, str(script), f"text:{tmp_path / 'many.txt'}", str(cache)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    while not list(cache.glob(".*/words-*")):
+    while not list(cache.glob(f".*/{stage}")):
         time.sleep(0.01)
         assert process.poll() is None
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert "ConfigError: data.workers=2: a process was killed while preparing" in errors
+    assert f"ConfigError: {setting}: a process was killed while preparing" in errors
     assert list(cache.iterdir()) == []
 
 
