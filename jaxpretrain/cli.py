@@ -6,14 +6,14 @@ import logging as stdlib_logging
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxpretrain.config import Config, ConfigError, flatten, validate
+from jaxpretrain.config import Config, ConfigError, FinetuneConfig, flatten, validate
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint_files import CheckpointError
 
@@ -32,6 +32,16 @@ WORKDIR = flags.DEFINE_string(
 
 
 _AnyConfig = TypeVar("_AnyConfig")
+_MEANT = {  # by names that are written otherwise
+    "steps": ("epochs",),
+    "epochs": ("train.steps",),
+    "lr": ("optim.learning_rate", "learning_rates"),
+}
+_IN_OTHER_WORDS = {  # what libraries say of a flag
+    r"invalid literal for int\(\) with base 10:": "not a whole number:",
+    r"\('Non-boolean argument to boolean flag', (.*)\)": r"must be true or false, not \1",
+    r"Configuration is not available because of an earlier failure to load: ": "--config: ",
+}
 
 
 class Failure(RuntimeError):
@@ -87,12 +97,16 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(_with_recipe(argv))
-        except (KeyError, AttributeError):  # what ml_collections raises for a field that the config does not have
-            return fail(_unknown_field(argv, kind or Config))
-        except (flags.Error, ValueError, TypeError, OSError) as error:
-            return fail(error)
+        except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError) as error:
+            wrong = _wrong_field(argv, kind or Config)
+            if not wrong and isinstance(error, KeyError | AttributeError):  # what ml_collections says of a field
+                wrong = f"--config: the recipe is for another command: try --config {_example(kind or Config)}"
+            return fail(wrong or error)
         if kind and len(rest) > 1:
-            return fail(f"unexpected argument {rest[1]!r}: fields are set as --config.FIELD=VALUE")
+            return fail(
+                f"unexpected argument {rest[1]!r}: a recipe is given as --config {_example(kind)}, "
+                "a field as --config.FIELD=VALUE"
+            )
         return rest
 
     def guarded(argv: list[str]) -> None:
@@ -135,15 +149,32 @@ def _example(kind: type) -> str:
     return "configs/tupe.py" if kind is Config else "configs/glue.py"
 
 
-def _unknown_field(argv: list[str], kind: type) -> str:
+def _wrong_field(argv: list[str], kind: type) -> str:
+    """What is wrong with the first field that such a config does not have; empty: it has all of them."""
     names = [arg.removeprefix("--config.").partition("=")[0] for arg in argv if arg.startswith("--config.")]
     known = flatten(kind())
     unknown = [name for name in names if name not in known]
     if not unknown:
-        return f"--config: the recipe is for another command: try --config {_example(kind)}"
-    close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "jaxpretrain/config.py lists them"
-    return f"the config has no field {unknown[0]!r}: {hint}"
+        return ""
+    name = unknown[0]
+    if any(field.startswith(f"{name}.") for field in known):
+        return f"config.{name} has fields of its own: set them as --config.{name}.FIELD=VALUE"
+    other, command = (FinetuneConfig, "finetune") if kind is Config else (Config, "train")
+    foreign = name in flatten(other())
+    close = [field for field in _MEANT.get(name.rpartition(".")[2], ()) if field in known]
+    close = close or _like(name, known, 0.8 if foreign else 0.6)
+    whose = f", which is one of {command}'s" if foreign else ""
+    hint = f"did you mean {' or '.join(close)}?" if close else "jaxpretrain/config.py lists what each command has"
+    return f"the config has no field {name!r}{whose}: {hint}"
+
+
+def _like(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    """The fields whose last part is that of a name, else those where it is much like it."""
+    last = name.rpartition(".")[2]
+    leaves = {field: field.rpartition(".")[2] for field in known}
+    same = difflib.get_close_matches(last, leaves.values(), n=3, cutoff=cutoff)
+    same = [last] if last in same else same
+    return [field for field, leaf in leaves.items() if leaf in same]
 
 
 def _one_line(message: str) -> str:
@@ -151,7 +182,9 @@ def _one_line(message: str) -> str:
     if "Traceback" in message or "Configuration is not available" in message:
         message = message.strip().splitlines()[-1].removeprefix("jaxpretrain.config.ConfigError: ")
         missing = re.search(r"No such file or directory: '(.*)'", message)
-        message = f"--config={missing[1]}: no such file" if missing else message
-    message = message.replace("invalid literal for int() with base 10:", "not a whole number:")
+        message = f"--config={missing[1]}: no such file; recipes are configs/NAME.py[:SIZE]" if missing else message
+    message = " ".join(message.split())
+    for theirs, ours in _IN_OTHER_WORDS.items():
+        message = re.sub(theirs, ours, message)
     # Names and values may come from a hostile file: no control character reaches the terminal.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

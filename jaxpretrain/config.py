@@ -5,6 +5,8 @@ A recipe in `configs/` starts from `sized(SIZE)` and changes a few fields; the c
 """
 
 import dataclasses
+import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,6 +134,8 @@ class TrainConfig:
     budget_flops: float = 0.0  # sets steps to what so many FLOPs allow; 0: steps stays as it is
     budget_minutes: float = 0.0  # the same for minutes of training, by the speed of the first steps
     batch_size: int = 16  # sequences per step over all devices
+    short_steps: int = 0  # the first so many take short sequences, as many tokens a step
+    short_length: int = 32  # tokens of these
     accumulation: int = 1  # micro-batches that one step is split into
     seed: int = 0
     log_every: int = 50  # steps
@@ -364,8 +368,17 @@ def overrides(config: Any, recipe: Any, without: tuple[str, ...] = ()) -> list[s
         if value != before[name] and name not in without and not is_free(config, name):
             leaf = name.rsplit(".", 1)[-1]
             short = leaf if leaves.count(leaf) == 1 else name
-            parts.append(f"{short}={str(value).replace('/', '_').replace(' ', '')}")
+            parts.append(f"{short}={plain(str(value))}")
     return parts
+
+
+def plain(text: str) -> str:
+    """A text as part of a folder's name: itself, or, where a shell might read it otherwise, its words and a digest."""
+    name = text.replace("/", "_").replace(" ", "")
+    if re.fullmatch(r"[\w.,=+@-]*", name):
+        return name
+    words = "-".join(re.findall(r"[^\W_]+", text))[-60:].strip("-")
+    return f"{words}-{hashlib.blake2b(repr(text).encode(), digest_size=3).hexdigest()}"
 
 
 def max_positions(config: Config) -> int:
@@ -415,7 +428,7 @@ def validate(config: Config) -> None:
         check(flatten(config)[name] >= 1, name, "at least 1")
     for name in ("model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every"):
         check(flatten(config)[name] >= 0, name, "0 or more")
-    for name in ("optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
+    for name in ("train.short_steps", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
         check(flatten(config)[name] >= 0, name, "0 or more")
     check(checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
     check(checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "0 or more")
@@ -430,6 +443,10 @@ def validate(config: Config) -> None:
     check(model.relative_max_distance > exact, "model.relative_max_distance", f"above {exact}")
     if model.attention == "fused":
         check(model.attention_dropout == 0, "model.attention_dropout", "0 with model.attention='fused'")
+    check(config.train.short_length >= 8, "train.short_length", "at least 8")
+    if config.train.short_steps:
+        length, short = data.sequence_length, config.train.short_length
+        check(short < length and length % short == 0, "train.short_length", f"a part of data.sequence_length={length}")
     if model.max_positions:
         limit = f"at most model.max_positions={model.max_positions}"
         check(data.sequence_length <= model.max_positions, "data.sequence_length", limit)

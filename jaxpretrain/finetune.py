@@ -29,7 +29,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxpretrain import cli
-from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, overrides, validate_finetune
+from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, overrides, plain, validate_finetune
 from jaxpretrain.evaluation.finetuned import (
     describe,
     label,
@@ -65,7 +65,7 @@ def main(config: FinetuneConfig) -> None:
     data = load(config.task, config.data_dir)
     for warning in data.warnings:
         print(f"note: {warning}")
-    name = "-".join([data.task.name, *overrides(config, cli.recipe(), without=("task", "step", "init_from"))])
+    name = "-".join([plain(data.task.name), *overrides(config, cli.recipe(), without=("task", "step", "init_from"))])
     base = epath.Path(cli.WORKDIR.value or epath.Path(config.init_from) / "finetuned" / name)
     if not EVERY.value:
         where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
@@ -111,7 +111,6 @@ def finetune(
     per_epoch = len(sequence_of_buckets([len(bucket) for bucket in train], config.batch_size, 0))
     steps = (config.epochs or data.task.epochs) * per_epoch
     finetuner = Finetuner(config, run.config, run.tokenizer.vocab_size, data.task, steps)
-    workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir):
         describe(workdir, finetuner, run.tokenizer, rare)
         done = read_trials(workdir)

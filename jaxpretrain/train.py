@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from jaxpretrain import cli
 from jaxpretrain.config import Config, workdir_name
-from jaxpretrain.data.batches import train_batches
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
@@ -41,16 +40,18 @@ from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.metrics import Average, MetricWriter
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.optimizer import schedule
+from jaxpretrain.training.phases import Phase, batches, phases, tokens_per_step_of, total
+from jaxpretrain.training.profile import Profile
 from jaxpretrain.training.signals import Signals
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 from jaxpretrain.training.workdir import (
     check_pieces,
     check_resume,
+    check_workdir,
     corpus_marks,
     digest,
     locked,
-    open_workdir,
     params_of_run,
     read_config,
     write_run_files,
@@ -63,6 +64,12 @@ DISTRIBUTED = flags.DEFINE_bool(
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, where jax cannot find it.")
 PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", None, "The number of this one, from 0, with --coordinator.")
+PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace so many steps, after the first ten of this start, into WORKDIR/profile (for TensorBoard or Perfetto).",
+    lower_bound=0,
+)
 
 
 def main(config: Config) -> None:
@@ -70,18 +77,18 @@ def main(config: Config) -> None:
     if DISTRIBUTED.value or COORDINATOR.value:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))
-    with hosts.watched("start all of them again, and the run goes on from its last checkpoint"):
-        open_workdir(config, workdir)
-        with locked(workdir):
-            train(config, workdir)
+    with hosts.watched("start all of them again, and the run goes on from its last checkpoint"), locked(workdir):
+        check_workdir(config, workdir)
+        train(config, workdir, PROFILE.value)
 
 
-def train(config: Config, workdir: epath.Path) -> dict[str, float]:
+def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[str, float]:
     """Runs until `train.steps`, a signal, or a step that is not finite.
 
     Args:
         config: validated.
-        workdir: opened by `open_workdir`.
+        workdir: held by `locked`, with this run in it or none (`check_workdir`).
+        profile_steps: how many to trace.
 
     Returns:
         The held-out metrics at the end.
@@ -124,36 +131,43 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         print(f"{workdir} is done: {steps} steps; more with --config.train.steps={2 * steps}")
         say_what_next(workdir, objective.headline, result)
         return result
-    if hosts.first():
-        done.unlink(missing_ok=True)
-        write_run_files(config, corpus, workdir)
 
     # Batches are a function of (seed, step): a resumed run goes on with the same sequence.
-    batch_size, length = config.train.batch_size, config.data.sequence_length
-    rows, on_rows = sharding.local_rows(batch_size), sharding.batch_sharding(mesh)
-    stream = train_batches(
-        corpus, batch_size=batch_size, sequence_length=length, seed=config.train.seed, start=start, rows=rows
-    )
+    plan, on_rows = phases(config), sharding.batch_sharding(mesh)
+    stream = batches(plan, corpus, start)
 
     def next_batch(wish: int = hosts.GO_ON) -> dict[str, Any]:
         """The next step's rows, and what this process wishes: the step tells all processes the highest wish."""
         local = next(stream)
         return sharding.put_batch(local | {"wishes": np.full(len(local["rows"]), wish, np.int8)}, on_rows)
 
-    batch = next_batch()
-
     # Compile ahead: what is wrong in shapes or memory shows now, and the table tells what is about to run.
-    step_function = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
-    began = time.perf_counter()
-    take_step = jax.jit(step_function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile()
+    programs, flops_per_step, began = {}, {}, time.perf_counter()  # by the length of the sequences
+    for phase in plan:
+        shapes_of_batch = phase.batch_shapes(on_rows)
+        flops_per_step[phase.length] = flops.step_flops(phase.config, corpus.vocab_size, like.params, shapes_of_batch)
+        if start < phase.stop:
+            step = partial(
+                train_step,
+                objective=build(phase.config, corpus.vocab_size),
+                optimizer=optimizer,
+                config=phase.config,
+                mesh=mesh,
+            )
+            program = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+            programs[phase.length] = program.lower(like, shapes_of_batch).compile()
     compile_seconds = time.perf_counter() - began
+    flops_of = partial(total, plan, flops_per_step)
+    batch = next_batch() if start < steps else {}
     evaluate = Evaluation(config, corpus, objective, mesh)
-    flops_per_step = flops.step_flops(config, corpus.vocab_size, like.params, batch)
     peak = flops.peak_flops()
-    print_table(config, corpus, mesh, shapes, take_step, flops_per_step, compile_seconds, workdir, start)
+    if hosts.first():  # from here on it is a run: what was a mistake has shown
+        done.unlink(missing_ok=True)
+        write_run_files(config, corpus, workdir)
+    print_table(config, corpus, mesh, shapes, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
 
     rate = schedule(config.optim, steps)
-    tokens_per_step, headline = batch_size * length, f"eval/{objective.headline}"
+    tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes
     result: dict[str, float] = {}
@@ -182,6 +196,7 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         closing(checkpoints),
         closing(MetricWriter(workdir, start if restored else None)) as writer,
         Signals() as signals,
+        Profile(workdir / "profile", start + 10, profile_steps) as profile,
         tqdm(
             total=steps,
             initial=start,
@@ -198,7 +213,10 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
         previous = None
         clock = saved_at = time.perf_counter()
         for step in range(start + 1, steps + 1):
-            state, metrics = take_step(state, batch)  # dispatched: the host goes on
+            profile.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                take_step = programs[batch["tokens"].shape[1]]
+                state, metrics = take_step(state, batch)  # dispatched: the host goes on
             if step < steps:
                 minutes = (time.perf_counter() - saved_at) / 60
                 save_now = hosts.first() and 0 < config.checkpoint.every_minutes <= minutes
@@ -226,11 +244,11 @@ def train(config: Config, workdir: epath.Path) -> dict[str, float]:
                 "speed/tokens_per_second": window_steps * tokens_per_step / elapsed,
                 "speed/step_ms": 1e3 * elapsed / window_steps,
                 "total/tokens": step * tokens_per_step,
-                "total/flops": step * flops_per_step,
+                "total/flops": flops_of(step),
                 "total/seconds": seconds,
             }
             if peak:
-                line["speed/mfu"] = window_steps * flops_per_step / elapsed / (peak * mesh.size)
+                line["speed/mfu"] = (flops_of(step) - flops_of(step - window_steps)) / elapsed / (peak * mesh.size)
             bar.set_postfix_str(f"loss {line['train/loss']:.3f}, {line['speed/tokens_per_second']:,.0f} tokens/s")
             window_steps = 0
             if eval_due:
@@ -268,27 +286,34 @@ def print_table(
     corpus: Corpus,
     mesh: jax.sharding.Mesh,
     shapes: Any,
-    compiled: jax.stages.Compiled,
-    flops_per_step: int,
+    plan: list[Phase],
+    programs: dict[int, jax.stages.Compiled],
+    flops_per_step: float,
     compile_seconds: float,
     workdir: epath.Path,
     start: int,
 ) -> None:
     """One table of what is about to run."""
-    tokens = config.train.batch_size * config.data.sequence_length
+    tokens = tokens_per_step_of(config)
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-    memory = compiled.memory_analysis()
-    gigabytes = "not known"
-    if memory is not None:
-        used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        gigabytes = f"{(used + memory.temp_size_in_bytes) / 2**30:.2f} GiB per device"
+    used = [
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        for program in programs.values()
+        if (memory := program.memory_analysis()) is not None
+    ]
+    gigabytes = f"{max(used) / 2**30:.2f} GiB per device" if used else "not known"
+    batch = ", then ".join(f"{phase.config.train.batch_size} x {phase.length}" for phase in plan)
+    after = f" ({plan[0].stop:,} first)" if len(plan) > 1 else ""
     devices = jax.devices()
     table = {
         "run": f"{workdir}" + (f", goes on from step {start:,}" if start else ""),
         "model": f"{config.model.layers} x {config.model.hidden}, {config.model.heads} heads, {config.model.position}; "
         f"objective {config.objective.name}; {parameters:,} parameters",
-        "step": f"{config.train.batch_size} x {config.data.sequence_length} = {tokens:,} tokens, "
-        f"{flops_per_step / tokens / 1e6:,.1f} MFLOP per token; {config.train.steps:,} steps",
+        "step": f"{batch} = {tokens:,} tokens, "
+        f"{flops_per_step / tokens / 1e6:,.1f} MFLOP per token; {config.train.steps:,} steps{after}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, mesh {dict(mesh.shape)}, {gigabytes}",
         "corpus": f"{config.data.source}: {corpus.train_tokens:,} tokens in {corpus.vocab_size:,} pieces "
         f"({config.train.steps * tokens / max(corpus.train_tokens, 1):.1f} passes), "

@@ -88,6 +88,7 @@ _TEXT_COLUMNS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("text",), ("
 _LABEL_COLUMNS = ("label", "score")
 _ID_COLUMNS = ("index", "id")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars"}  # that files have in place of tabs
 _LARGEST = float(np.finfo(np.float32).max)  # of a label
 _HELD_OUT = 10  # one row in so many becomes dev where no file is given for it
 
@@ -289,13 +290,13 @@ def _own_task(table: "_Table", columns: tuple[str, ...], label: str) -> Task:
     if not 1 <= len(columns) <= 2:
         raise ConfigError(
             f"{table.path}, line 1: text must be in one or two columns, text or sentence, text_a and text_b, or those "
-            f"that columns names; the header is {header}"
+            f"that columns names; the header, split at tabs, is {header}"
         )
     label = label or next((name for name in _LABEL_COLUMNS if name in table.header), "")
     if not label or label in columns:
         raise ConfigError(
             f"{table.path}, line 1: labels must be in a column of their own, label, score, or the one that label names;"
-            f" the header is {header}"
+            f" the header, split at tabs, is {header}"
         )
     task = Task(table.path.stem, columns, label, (), ("pearson", "spearman"), quoted=True)
     labels = {cell for _, cell in _label_cells(table, label)}
@@ -350,6 +351,11 @@ class _Table:
 def _read_table(path: Path, quoted: bool = False, header: list[str] | None = None, skip: bool = False) -> _Table:
     """The rows of a file; `header`: of a file without one; `skip`: leave rows out that have too many or few cells."""
     text = _read_text(path).rstrip("\r\n")
+    first = text.partition("\n")[0]
+    other = max(_SEPARATORS, key=first.count)
+    if header is None and other in first and "\t" not in first:
+        what = f"columns are separated by tabs, and the header seems to use {_SEPARATORS[other]}"
+        raise _mistake(path, 1, f"{what}; save the file as tab-separated text")
     lines = _quoted_rows(text, path) if quoted else _plain_rows(text)
     if header is None:
         header = [name.strip() for name in next(lines)[1]] if text else []
@@ -452,7 +458,7 @@ def _place(table: _Table, name: str) -> int:
     """Of a column that must be there once."""
     if table.header.count(name) != 1:
         times = "several columns" if name in table.header else "no column"
-        raise _mistake(table.path, 1, f"{times} {name!r}; the header is {', '.join(table.header)}")
+        raise _mistake(table.path, 1, f"{times} {name!r}; the header, split at tabs, is {', '.join(table.header)}")
     return table.header.index(name)
 
 

@@ -1,6 +1,7 @@
 """Training to a budget: how many steps a number of FLOPs or minutes allows, so that runs compare at equal cost."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,9 +15,11 @@ from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
+from jaxpretrain.training.phases import phases
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 
+_ENDLESS = 2**30  # steps; the optimizer counts them in 32 bits
 _WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
 
 
@@ -34,19 +37,30 @@ def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh
     """
     train = config.train
     if train.budget_flops:
-        steps = int(train.budget_flops / _flops_per_step(config, corpus))
+        steps = _affordable(config, train.budget_flops, lambda phase: _flops_per_step(phase, corpus))
         name, value = "train.budget_flops", train.budget_flops
     elif train.budget_minutes:
         if known is not None and known.train.budget_minutes:
             steps = round(known.train.steps * train.budget_minutes / known.train.budget_minutes)
         else:
-            steps = int(60 * train.budget_minutes / _seconds_per_step(config, corpus, mesh))
+            seconds = 60 * train.budget_minutes
+            steps = _affordable(config, seconds, lambda phase: _seconds_per_step(phase, corpus, mesh))
         name, value = "train.budget_minutes", train.budget_minutes
     else:
         return config
     if steps < 1:
         raise ConfigError(f"{name}={value:g}: must be more than one step takes")
     return replace(config, train=replace(train, steps=steps))
+
+
+def _affordable(config: Config, budget: float, cost: Callable[[Config], float]) -> int:
+    """The steps that a budget pays for; one costs what its phase's config says."""
+    steps = 0
+    for phase in phases(replace(config, train=replace(config.train, steps=_ENDLESS))):
+        each = cost(phase.config)
+        count = min(phase.stop - phase.start, int(budget / each))
+        steps, budget = steps + count, budget - count * each
+    return steps
 
 
 def _batches(config: Config, corpus: Corpus) -> Any:

@@ -3,8 +3,9 @@
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def read_config(workdir: epath.Path) -> Config | None:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 
-def open_workdir(config: Config, workdir: epath.Path) -> None:
-    """Makes the folder, or checks that the run in it is the one that the config describes.
+def check_workdir(config: Config, workdir: epath.Path) -> None:
+    """Whether the run in a folder, if there is one, is the one that the config describes.
 
     Raises:
         ConfigError: naming the fields that differ; nothing is overwritten.
@@ -52,10 +53,6 @@ def open_workdir(config: Config, workdir: epath.Path) -> None:
             )
     elif workdir.exists() and any(workdir.glob("checkpoints/*")):
         raise ConfigError(f"{workdir} has checkpoints but no config.json: restore it, or give another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be made ({error.strerror or error})") from error
 
 
 def digest(config: Config) -> str:
@@ -80,26 +77,45 @@ def write_run_files(config: Config, corpus: Corpus, workdir: epath.Path) -> None
 
 @contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Holds the workdir against a second run on this machine, for as long as the process lives.
+    """Makes a folder, and holds it against a second run on this machine until the block or the process ends.
+
+    Of what was made for it, what is still empty then goes again: nothing is left of a run that never began.
 
     Raises:
-        ConfigError: another process holds it, or it cannot be written.
+        ConfigError: another process holds it, or it cannot be made or written.
     """
     if "://" in str(workdir) or not hosts.first():  # buckets have no locks
+        workdir.mkdir(parents=True, exist_ok=True)
         yield
         return
-    try:
-        lock = Path(workdir / ".lock").open("w")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir}: cannot be written ({error.strerror or error}): make it writable, or give another"
-        ) from error
-    with lock as file:
+    lock = Path(workdir) / ".lock"
+    with ExitStack() as stack:
+        try:
+            made = [place for place in (lock, *lock.parents) if not place.exists()]
+            stack.callback(_remove_empty, [folder for folder in made if folder != lock])
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("a"))
+        except OSError as error:
+            why = "not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+            raise ConfigError(
+                f"--workdir={workdir}: cannot be written ({why}): make it writable, or give another"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{workdir} is in use by another run: wait for it or give another --workdir") from None
+            held = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # else its holder took it away meanwhile
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ConfigError(f"{workdir} is in use by another run: wait for it or give another --workdir")
+        if lock in made:
+            stack.callback(lock.unlink, missing_ok=True)  # before it is closed: nobody else holds it
         yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # the first that is not empty ends it
+        for folder in folders:
+            folder.rmdir()
 
 
 def corpus_marks(corpus: Corpus, config: Config) -> dict[str, str]:

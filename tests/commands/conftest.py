@@ -17,7 +17,7 @@ from study import SMALL, made_up_text
 from jaxpretrain.config import Config, to_dict, validate
 from jaxpretrain.train import train
 from jaxpretrain.training import metrics
-from jaxpretrain.training.workdir import locked, open_workdir
+from jaxpretrain.training.workdir import check_workdir, locked
 
 ROOT = Path(__file__).parents[2]
 FIELDS = SMALL | {
@@ -90,8 +90,8 @@ def run_train() -> Callable[[Config, Path], dict[str, float]]:
 
     def run(config: Config, workdir: Path) -> dict[str, float]:
         folder = epath.Path(workdir)
-        open_workdir(config, folder)
         with locked(folder):
+            check_workdir(config, folder)
             return train(config, folder)
 
     return run

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxpretrain.cli import _one_line
+from jaxpretrain.cli import _one_line, _wrong_field
+from jaxpretrain.config import Config, FinetuneConfig
 
 TRAIN = [sys.executable, "-m", "jaxpretrain.train"]
 BERT = [*TRAIN, "--config", "configs/bert.py"]
@@ -19,13 +20,16 @@ BERT = [*TRAIN, "--config", "configs/bert.py"]
         ([*BERT, "--config.nonsense=3"], ["'nonsense'"]),
         ([*BERT, "--config.train.steps=many"], ["train.steps", "many"]),
         ([*BERT, "--config.optim.learning_rate=fast"], ["optim.learning_rate", "fast"]),
-        ([*BERT, "--config.model.remat=perhaps"], ["model.remat", "perhaps"]),
+        ([*BERT, "--config.model.remat=perhaps"], ["model.remat", "true or false, not 'perhaps'"]),
+        ([*BERT, "--config.notes=true"], ["--config.notes.FIELD=VALUE"]),
         ([*BERT, "--config.model.heads=3"], ["model.heads=3", "model.hidden=128"]),
         ([*BERT, "--config.model.position=alibi"], ["model.position='alibi'", "tupe_r"]),
         ([*BERT, "--config.model.max_positions=64"], ["data.sequence_length=128", "model.max_positions=64"]),
-        ([*TRAIN, "--config", "configs/bart.py"], ["configs/bart.py", "no such file"]),
+        ([*TRAIN, "--config", "configs/bart.py"], ["configs/bart.py", "no such file", "configs/NAME.py"]),
         ([*TRAIN, "--config", "configs/bert.py:huge"], ["'huge'", "tiny, small, base, large"]),
         (TRAIN, ["--config", "configs/tupe.py"]),
+        ([*TRAIN, "--config="], ["--config: Path to config file is an empty string"]),
+        ([*TRAIN, "configs/bert.py"], ["'configs/bert.py'", "--config configs/tupe.py"]),
         ([*BERT, "--wrkdir=x"], ["wrkdir"]),
         ([*BERT, "train.steps=3"], ["'train.steps=3'", "--config.FIELD=VALUE"]),
         ([*BERT, "--config.data.source=text:/nowhere/*.txt"], ["data.source", "/nowhere/*.txt"]),
@@ -40,6 +44,27 @@ def test_a_wrong_command(args: list[str], parts: list[str], run, tmp_path: Path)
     error = done.error()
     assert done.code == 2
     assert all(part in error for part in parts), error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "message"),
+    [
+        (Config, "train.stepz", "'train.stepz': did you mean train.steps?"),
+        (Config, "model.num_heads", "'model.num_heads': did you mean model.heads?"),
+        (Config, "optim.lr", "'optim.lr': did you mean optim.learning_rate?"),
+        (Config, "nonsense", "'nonsense': jaxpretrain/config.py lists what each command has"),
+        (Config, "epochs", "'epochs', which is one of finetune's: did you mean train.steps?"),
+        (Config, "task", "'task', which is one of finetune's: jaxpretrain/config.py lists what each command has"),
+        (FinetuneConfig, "train.steps", "'train.steps', which is one of train's: did you mean epochs?"),
+        (FinetuneConfig, "train.batch_size", "'train.batch_size', which is one of train's: did you mean batch_size?"),
+        (FinetuneConfig, "model.heads", "'model.heads', which is one of train's: jaxpretrain/config.py lists what"),
+        (FinetuneConfig, "notes.enabled", "'notes.enabled', which is one of train's: jaxpretrain/config.py lists what"),
+        (FinetuneConfig, "tsk", "'tsk': did you mean task?"),
+    ],
+)
+def test_a_field_that_is_not_there(kind: type, field: str, message: str):
+    assert _wrong_field([f"--config.{field}=3"], kind).startswith(f"the config has no field {message}")
 
 
 @pytest.mark.parametrize(
@@ -56,9 +81,10 @@ def test_a_wrong_command(args: list[str], parts: list[str], run, tmp_path: Path)
 def test_a_corpus_that_cannot_serve(content: bytes, parts: list[str], command, run, tmp_path: Path):
     file = tmp_path / "corpus.txt"
     file.write_bytes(content)
-    args = command("train", "--workdir", tmp_path / "run", f"--config.data.source=text:{file}")
+    args = command("train", "--workdir", tmp_path / "runs" / "one", f"--config.data.source=text:{file}")
     error = run(args).error()
     assert all(part in error for part in parts), error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_batch_that_does_not_divide_among_devices(command, run, tmp_path: Path):
@@ -148,8 +174,3 @@ def test_recipes_are_found_from_any_folder(config: list[str], run, tmp_path: Pat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "bert.py").write_text("def get_config(size=''):\n    return {'name': 'mine'}\n")
     assert "makes a dict" in run([*TRAIN, *config], cwd=tmp_path).error()
-
-
-def test_no_command_leaves_a_workdir_behind_a_mistake(run, tmp_path: Path):
-    run([*BERT, "--workdir", str(tmp_path / "run"), "--config.model.heads=3"]).error()
-    assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 """The training loop: what it leaves behind, and that stopping it at any point changes nothing."""
 
+import gzip
 import json
 import shutil
 import signal
@@ -209,7 +210,7 @@ def test_step_and_evaluation_compile_once(tiny, run_train, tmp_path: Path, monke
     monkeypatch.setattr(train, "print_table", lambda *args: (seen.update(enumerate(args)), table(*args)))
     run_train(tiny(), tmp_path / "run")
     # The state is donated: its bytes are those of the arguments, not a second copy.
-    shapes, compiled = seen[3], seen[4]
+    shapes, [compiled] = seen[3], seen[5].values()
     bytes_of_state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((shapes.params, shapes.opt_state)))
     assert compiled.memory_analysis().alias_size_in_bytes >= bytes_of_state
 
@@ -315,3 +316,29 @@ def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path
 def test_a_second_run_on_the_same_workdir_is_refused(finished: Path, tiny, run_train):
     with locked(finished), pytest.raises(ConfigError, match="in use by another run"):
         run_train(tiny(), finished)
+
+
+def test_short_sequences_first(tiny, run_train, tmp_path: Path):
+    """Twelve steps of 16 x 8 pieces, then 8 x 16; stopped on either side of the border it ends bit for bit the same."""
+    fields = {"train.short_steps": 12, "train.short_length": 8, "train.log_every": 1}
+    notes = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
+    config = tiny(**fields, **notes, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
+    run_train(config, tmp_path / "undisturbed")
+    for kept in (5, 15):
+        shutil.copytree(tmp_path / "undisturbed", tmp_path / f"from-{kept}")
+        (tmp_path / f"from-{kept}/DONE").unlink()
+        for folder in (tmp_path / f"from-{kept}/checkpoints").iterdir():
+            if int(folder.name) > kept:
+                shutil.rmtree(folder)
+        run_train(config, tmp_path / f"from-{kept}")
+        assert_same_run(tmp_path / f"from-{kept}", tmp_path / "undisturbed")
+
+
+def test_a_profile_of_some_steps(finished: Path, tiny, tmp_path: Path, command, run):
+    workdir = stopped_after(10, finished, tmp_path / "run")
+    done = run(command("train", "--workdir", workdir, "--profile=3"))
+    assert done.code == 0, done.err
+    [trace] = (workdir / "profile").glob("plugins/profile/*/*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
+    assert sorted(steps) == ["21", "22", "23"]

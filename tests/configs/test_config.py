@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,18 @@ def test_workdir_tells_the_overrides_that_change_the_result():
 
 
 def test_workdir_of_a_path_or_a_name_used_twice_is_one_readable_folder():
-    config = changed("data.source", "text:/home/me/my books/*.txt")
-    assert workdir_name(config, Config()) == "runs/bert-tiny-source=text:_home_me_mybooks_*.txt"
+    config = changed("data.tokenizer", "runs/tupe-tiny/tokenizer.model")
+    assert workdir_name(config, Config()) == "runs/bert-tiny-tokenizer=runs_tupe-tiny_tokenizer.model"
+    sources = (
+        "text:~/my books/*.txt",
+        "text:~/my books/?.txt",
+        "text:" + 99 * "Bücher/" + "*.txt",
+        "text:\udcff $(x)'\"",
+    )
+    names = [workdir_name(changed("data.source", source), Config()) for source in sources]
+    assert names[0].startswith("runs/bert-tiny-source=text-my-books-txt-")
+    assert len(set(names)) == len(names)
+    assert all(len(name) < 100 and re.fullmatch(r"runs/[\w.,=+@-]+", name) for name in names), names
     leaves = [name.rpartition(".")[2] for name in flatten(Config())]
     twice = next(name for name in flatten(Config()) if leaves.count(name.rpartition(".")[2]) > 1)
     if twice not in FREE_ON_RESUME:
@@ -242,6 +253,8 @@ BAD = [
     ("train.seed", -1),
     ("train.seed", 2**31),
     ("train.log_every", 0),
+    ("train.short_steps", -1),
+    ("train.short_length", 4),
     ("eval.every", -1),
     ("eval.examples", 0),
     ("eval.batch_size", -1),
@@ -268,6 +281,12 @@ def test_rules_between_fields():
     config = changed("train.accumulation", 3)
     with pytest.raises(ConfigError, match=r"train\.batch_size=16: .* train\.accumulation=3"):
         validate(config)
+    config = changed("train.short_steps", 10)
+    config.train.short_length = 48
+    with pytest.raises(ConfigError, match=r"train\.short_length=48: .* data\.sequence_length=128"):
+        validate(config)
+    config.train.short_length = 64
+    validate(config)
     config = changed("model.attention", "fused")
     with pytest.raises(ConfigError, match=r"model\.attention_dropout=0\.1: .* 0 with model\.attention='fused'"):
         validate(config)

@@ -174,7 +174,7 @@ def load_names(spec: str) -> str:
             "RTE",
             "train",
             "index\tsentence1\tlabel\n0\ta\tentailment\n",
-            r"line 1: no column 'sentence2'; the header is",
+            r"line 1: no column 'sentence2'; the header, split at tabs, is",
         ),
         (
             "RTE",
@@ -415,14 +415,29 @@ def test_what_spreadsheets_write(tmp_path: Path, content: str | bytes, texts: li
         ("", r": no rows; it must hold tab-separated columns"),
         ("\n\n", r": no rows"),
         ("text\tlabel\n", r": no rows"),
-        ("a good film\t1\nbad\t0\n", r", line 1: text must be in one or two columns, .* the header is a good film, 1"),
-        ("text,label\na,1\n", r", line 1: text must be in one or two columns, .* the header is text,label"),
+        (
+            "a good film\t1\nbad\t0\n",
+            r", line 1: text must be in one or two columns, .* the header, split at tabs, is a good film, 1",
+        ),
+        (
+            "text label\na 1\n",
+            r", line 1: text must be in one or two columns, .* the header, split at tabs, is text label",
+        ),
+        ("text,label\na,1\n", r", line 1: columns are separated by tabs, and the header seems to use commas; save the"),
+        (
+            '"text","label"\n"a\tb","1"\n',
+            r", line 1: columns are separated by tabs, and the header seems to use commas",
+        ),
+        ("text;label\na;1,5\n", r", line 1: columns are separated by tabs, and the header seems to use semicolons"),
         ("text\ttext_a\ttext_b\tlabel\na\tb\tc\t1\n", r", line 1: text must be in one or two columns"),
         (
             "text\tclass\na\t1\n",
-            r", line 1: labels must be in a column of their own, label, .* the header is text, class",
+            r", line 1: labels must be in a column of their own, label, .* the header, split at tabs, is text, class",
         ),
-        ("text\tlabel\tlabel\na\t1\t0\n", r", line 1: several columns 'label'; the header is text, label, label"),
+        (
+            "text\tlabel\tlabel\na\t1\t0\n",
+            r", line 1: several columns 'label'; the header, split at tabs, is text, label, label",
+        ),
         ("text\ttext\tlabel\na\tb\t0\nc\td\t1\n", r", line 1: several columns 'text'"),
         ("text\tlabel\na\t1\nb\t1\n", r": every row has the label '1', so that there is nothing to learn"),
         ("text\tlabel\na\t1.5\nb\tmany\n", r", line 3: label 'many' is not a number, as those of a regression are"),
@@ -437,7 +452,7 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, content: str | bytes, message
 
 def test_wrong_names_of_columns(tmp_path: Path):
     spec = write(tmp_path / "own.tsv", "text\tlabel\na\t1\nb\t0\n")
-    fails(r"own.tsv, line 1: no column 'body'; the header is text, label", spec, columns=("body",))
+    fails(r"own.tsv, line 1: no column 'body'; the header, split at tabs, is text, label", spec, columns=("body",))
     fails(r"own.tsv, line 1: no column 'stars'", spec, label="stars")
     fails(r"line 1: labels must be in a column of their own", spec, columns=("text", "label"))
     fails(r"line 1: text must be in one or two columns", spec, columns=("a", "b", "c"))
@@ -528,8 +543,13 @@ def test_rows_to_be_labelled(tmp_path: Path, glue: Path):
     write(path, "sentence\nall\n\nright\n")
     with pytest.raises(ConfigError, match=rf"^{path}, line 3: 0 cells where there are 1 columns"):
         read_rows(path, task)
+    write(path, "id,text\n1,a\n")
+    with pytest.raises(ConfigError, match=rf"^{path}, line 1: columns are separated by tabs, .* commas"):
+        read_rows(path, task)
+    write(path, "text\nwith, of course, commas\n")
+    assert rows_of(read_rows(path, task)) == [("0", "with, of course, commas", None)]
     write(path, "body\na\n")
-    with pytest.raises(ConfigError, match=rf"^{path}, line 1: no column 'text'; the header is body"):
+    with pytest.raises(ConfigError, match=rf"^{path}, line 1: no column 'text'; the header, split at tabs, is body"):
         read_rows(path, task)
     # GLUE's tasks read GLUE's files, and other names for the columns.
     assert rows_of(read_rows(glue / "MRPC/test.tsv", GLUE["MRPC"])) == [("5", "C .", "D .", None)]

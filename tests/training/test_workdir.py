@@ -1,6 +1,8 @@
 """A run's folder: recognised, never taken from another run, never shared."""
 
+import fcntl
 import json
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from etils import epath
 from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.checkpoint_files import CheckpointError
-from jaxpretrain.training.workdir import check_resume, locked, open_workdir, params_of_run, read_config, write_config
+from jaxpretrain.training.workdir import check_resume, check_workdir, locked, params_of_run, read_config, write_config
 
 
 @pytest.fixture
@@ -19,7 +21,8 @@ def workdir(tmp_path) -> epath.Path:
 
 
 def opened(config: Config, workdir: epath.Path) -> epath.Path:
-    open_workdir(config, workdir)
+    check_workdir(config, workdir)
+    workdir.mkdir(parents=True)
     write_config(config, workdir)
     return workdir
 
@@ -50,7 +53,7 @@ def test_a_run_with_another_config_is_left_alone(workdir):
     other = Config()
     other.model.layers, other.train.seed = 4, 7
     with pytest.raises(ConfigError, match=r"model.layers: 2 → 4; train.seed: 0 → 7") as caught:
-        open_workdir(other, workdir)
+        check_workdir(other, workdir)
     assert str(workdir) in str(caught.value)
     assert (workdir / "config.json").read_text() == before
 
@@ -59,20 +62,22 @@ def test_what_does_not_shape_the_result_may_change(workdir):
     opened(Config(), workdir)
     other = Config()
     other.train.steps, other.train.log_every, other.eval.every, other.checkpoint.keep = 9999, 7, 3, 5
-    open_workdir(other, workdir)
+    check_workdir(other, workdir)
 
 
 def test_checkpoints_without_a_config_are_left_alone(workdir):
     (workdir / "checkpoints" / "00000005").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        open_workdir(Config(), workdir)
+        check_workdir(Config(), workdir)
 
 
-def test_a_folder_that_cannot_be_made_is_named(workdir):
-    workdir.parent.parent.mkdir(parents=True, exist_ok=True)
-    workdir.parent.write_text("a file")
-    with pytest.raises(ConfigError, match=f"--workdir={workdir}"):
-        open_workdir(Config(), workdir)
+@pytest.mark.parametrize("file", ["runs", "runs/one"])
+def test_a_folder_that_cannot_be_made_is_named(workdir, tmp_path, file: str):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("a file")
+    with pytest.raises(ConfigError, match=rf"--workdir={workdir}: cannot be written \([nN]ot a "), locked(workdir):
+        pass
+    assert (tmp_path / file).read_text() == "a file"
 
 
 def test_a_held_workdir_is_refused_and_free_afterwards(workdir):
@@ -81,6 +86,52 @@ def test_a_held_workdir_is_refused_and_free_afterwards(workdir):
         pass
     with locked(workdir):
         pass
+
+
+def fail_in(workdir):
+    with suppress(ZeroDivisionError), locked(workdir):
+        assert (workdir / ".lock").exists()
+        print(1 // 0)
+
+
+def test_nothing_is_left_of_a_run_that_never_began(workdir, tmp_path):
+    fail_in(workdir)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["runs/", "runs/one/", "runs/one/mine.txt", "runs/one/.lock", "runs/two/"])
+def test_what_was_there_before_stays(workdir, tmp_path, there: str):
+    place = tmp_path / there
+    (place if there.endswith("/") else place.parent).mkdir(parents=True)
+    if not there.endswith("/"):
+        place.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    fail_in(workdir)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not place.is_file() or place.read_text() == "mine"
+
+
+def test_what_a_run_wrote_stays(workdir):
+    with locked(workdir):
+        (workdir / "config.json").write_text("{}")
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("then", ["gone", "held by a third"])
+def test_a_lock_that_its_holder_takes_away_is_none(workdir, monkeypatch, then: str):
+    """Between our opening the file and our locking it the run before ends: we hold a file that nobody else sees."""
+    flock = fcntl.flock
+
+    def late(file, how):
+        (workdir / ".lock").unlink()
+        if then != "gone":
+            (workdir / ".lock").touch()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ConfigError, match="in use by another run"), locked(workdir):
+        pass
+    assert (workdir / ".lock").exists() == (then != "gone")
 
 
 def test_a_workdir_without_room_for_the_lock(workdir):
