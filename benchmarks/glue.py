@@ -52,8 +52,7 @@ def main() -> None:
             workdir = options.runs / f"{task}{'-untrained' if untrained else ''}"
             data = [f"--config.data_dir={options.data_dir}"] if options.data_dir else []
             command = [*arguments(task, untrained, options.run), *data, "--workdir", str(workdir)]
-            probe = [] if untrained else ["--probe"]
-            subprocess.run([sys.executable, "-m", "jaxpretrain.finetune", *command, *probe], check=True)
+            subprocess.run([sys.executable, "-m", "jaxpretrain.finetune", *command, "--probe"], check=True)
             about = json.loads((workdir / "summary.json").read_text())
             values = [
                 next(iter(r.scores.values()))[about["metric"]]
@@ -63,10 +62,16 @@ def main() -> None:
             cells[untrained] = about | summary(values) | {"values": values}
         record[task] = {"pre-trained": cells[False], "untrained": cells[True]}
         trained, fresh = cells[False], cells[True]
-        probed = next(iter(trained.get("probe", {"": {}}).values())).get(trained["metric"], float("nan"))
+        probed = [100 * next(iter(about["probe"].values()))[about["metric"]] for about in (trained, fresh)]
         gain = 100 * (np.median(trained["values"]) - np.median(fresh["values"]))
         rows.append(
-            [f"{task} ({trained['metric']})", shown(trained), shown(fresh), f"{gain:+.1f}", f"{100 * probed:.1f}"]
+            [
+                f"{task} ({trained['metric']})",
+                shown(trained),
+                shown(fresh),
+                f"{gain:+.1f}",
+                *(f"{x:.1f}" for x in probed),
+            ]
         )
     run = config_of(options.run)
     about = (
@@ -74,7 +79,14 @@ def main() -> None:
         f"{run.model.hidden}, {run.model.position}, {run.train.steps:,} steps of {run.train.batch_size} × "
         f"{run.data.sequence_length} tokens of {options.text or run.data.source}. {machine()}."
     )
-    head = ["task", "pre-trained", "the same network untrained", "difference", "linear probe on frozen vectors"]
+    head = [
+        "task",
+        "pre-trained",
+        "the same network untrained",
+        "difference",
+        "linear probe on frozen vectors",
+        "of the untrained",
+    ]
     commands = "\n".join(
         f"- `python -m jaxpretrain.finetune {' '.join(arguments(t, False, 'RUN'))}`" for t in options.tasks
     )

@@ -43,7 +43,7 @@ from jaxpretrain.evaluation.labelled import Bucket, bucketed, sequence_of_bucket
 from jaxpretrain.evaluation.probe import probe
 from jaxpretrain.evaluation.scores import summary
 from jaxpretrain.evaluation.tasks import Examples, TaskData, load, write_submission
-from jaxpretrain.evaluation.trained import Trained, load_run
+from jaxpretrain.evaluation.trained import Trained, load_run, untrained
 from jaxpretrain.notes import Notes
 from jaxpretrain.training.checkpoint_files import committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
@@ -77,14 +77,13 @@ def main(config: FinetuneConfig) -> None:
     found = {}
     for step in steps:
         print(f"from step {step:,}")
-        rate, values = finetune(replace(config, step=step), data, base / f"step-{step}", PROBE.value)
-        found[step] = {f"eval/glue/{data.task.name}": values["median"], f"eval/glue/{data.task.name}_rate": rate}
+        found[step] = finetune(replace(config, step=step), data, base / f"step-{step}", PROBE.value)
     add_to_lines(epath.Path(config.init_from), found)
 
 
 def finetune(
     config: FinetuneConfig, data: TaskData, workdir: epath.PathLike, with_probe: bool = False
-) -> tuple[float, dict[str, float]]:
+) -> dict[str, float]:
     """Runs the trials that are missing and writes what came of all.
 
     Args:
@@ -94,7 +93,7 @@ def finetune(
         with_probe: score a linear model on frozen sentence vectors too.
 
     Returns:
-        The best learning rate, and what its seeds say together (`scores.summary`).
+        For the curves: `eval/glue/TASK`, the median at the best rate; `eval/glue/TASK_rate`; `eval/probe/TASK`.
 
     Raises:
         ConfigError: config, run, rows and workdir do not go together.
@@ -127,10 +126,15 @@ def finetune(
         if missing:
             done = run_trials(grid_of(at_once), missing, done, workdir)
         wanted = [r for r in done if r.rate in config.learning_rates and r.seed < config.seeds]
-        probed = probe(run, data) if with_probe else None
+        probed = probe(untrained(run) if config.untrained else run, data) if with_probe else {}
         rate, values = write_summary(workdir, finetuner, data, wanted, probed)
         write_predictions(workdir, data)
-    return rate, values
+    name, metric = data.task.name, data.task.metrics[0]
+    return {
+        f"eval/glue/{name}": values["median"],
+        f"eval/glue/{name}_rate": rate,
+        **{f"eval/probe/{name}": scores[metric] for scores in list(probed.values())[:1]},
+    }
 
 
 def notes_of(config: FinetuneConfig, run: Trained) -> tuple[list[str], Notes | None]:
@@ -169,7 +173,7 @@ def judged(result: Result, metric: str) -> float:
 
 
 def write_summary(
-    workdir: epath.Path, finetuner: Finetuner, data: TaskData, results: list[Result], probed: dict | None
+    workdir: epath.Path, finetuner: Finetuner, data: TaskData, results: list[Result], probed: dict
 ) -> tuple[float, dict[str, float]]:
     """Writes summary.md and summary.json, prints the former, and returns the best rate and its numbers."""
     config, task, main = finetuner.config, finetuner.task, finetuner.task.metrics[0]

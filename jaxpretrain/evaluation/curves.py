@@ -19,7 +19,7 @@ from jaxpretrain.training.workdir import read_config
 
 AXES = ("step", "tokens", "flops", "seconds")
 SMOOTHING = 0.04  # of a curve's points: the window of the moving average
-LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability", "glue")
+LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability", "glue", "probe")
 _BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 

@@ -1,7 +1,7 @@
 """A trained model: read from a run's folder, and put to work on texts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -56,6 +56,11 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
         raise ConfigError(f"{workdir}: config.json and tokenizer do not fit the checkpoint of step {found}")
     params = jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, leaves))
     return Trained(config, tokenizer, objective, params, found)
+
+
+def untrained(run: Trained) -> Trained:
+    """The same network with fresh weights: what a score says without pre-training."""
+    return replace(run, params=run.objective.init(jax.random.key(0)))
 
 
 def to_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:

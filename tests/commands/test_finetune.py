@@ -5,12 +5,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxpretrain.config import ConfigError, FinetuneConfig, validate_finetune
 from jaxpretrain.evaluation import finetuned
 from jaxpretrain.evaluation.finetuned import load_finetuned
+from jaxpretrain.evaluation.probe import probe
 from jaxpretrain.evaluation.tasks import load
+from jaxpretrain.evaluation.trained import embed, load_run, untrained
 from jaxpretrain.finetune import finetune
 from jaxpretrain.predict import label_rows
 from jaxpretrain.training.metrics import read
@@ -97,6 +100,20 @@ def test_the_best_model_labels_rows(done: Path, rows: Path, tmp_path: Path):
         assert alone["probabilities"] == pytest.approx(among["probabilities"], abs=1e-4)
 
 
+def test_an_untrained_network_is_probed_untrained(config, done: Path, tmp_path: Path):
+    """Not the run that it was to be compared with."""
+    data, few = load(config.task), {"seeds": 1, "epochs": 1, "learning_rates": (1e-2,)}
+    scores = [
+        finetune(replace(config, untrained=fresh, **few), data, tmp_path / str(fresh), with_probe=True)
+        for fresh in (False, True)
+    ]
+    trained, fresh = (score["eval/probe/rows"] for score in scores)
+    run = load_run(config.init_from)
+    assert trained == probe(run, data)["dev"]["accuracy"]
+    assert fresh == probe(untrained(run), data)["dev"]["accuracy"]
+    assert not np.array_equal(*(embed(network, ["one sentence"]) for network in (run, untrained(run))))
+
+
 def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_path: Path):
     """The recipe, every checkpoint of a run, the probe, and labels for new rows."""
     source = tmp_path / "source"
@@ -109,6 +126,10 @@ def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_
     curve = {line["step"]: line["eval/glue/rows"] for line in read(source) if "eval/glue/rows" in line}
     assert sorted(curve) == [10, 20, 30]
     assert all(0 <= value <= 1 for value in curve.values())
+    probes = {line["step"]: line["eval/probe/rows"] for line in read(source) if "eval/probe/rows" in line}
+    summaries = {step: source / f"finetuned/rows-max_length=16-epochs=1/step-{step}/summary.json" for step in curve}
+    told = {step: json.loads(path.read_text())["probe"]["dev"]["accuracy"] for step, path in summaries.items()}
+    assert probes == told
     [folder] = (source / "finetuned").iterdir()
     assert folder.name == "rows-max_length=16-epochs=1"
     end = run(command("predict", "--workdir", done, rows))
