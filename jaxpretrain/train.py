@@ -259,7 +259,8 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             writer.write(step, line)
             if save_due:
                 host = {"seconds": seconds, "evaluated": eval_due} | marks
-                checkpoints.save(step, state, host, metric=result[headline] if eval_due else None)
+                judged = eval_due and objective.ranks_checkpoints
+                checkpoints.save(step, state, host, metric=result[headline] if judged else None)
                 saved_at, saved_step, wish = time.perf_counter(), step, hosts.GO_ON
             if stop and not last:
                 checkpoints.wait()

@@ -62,10 +62,13 @@ class Objective(Protocol):
     """Three pure functions. The parameters may hold several networks.
 
     Attributes:
-        headline: the held-out metric, in nats, by which checkpoints are judged; lower is better.
+        headline: the held-out metric that stands for the run, in nats; lower is better.
+        ranks_checkpoints: whether a lower one is a better checkpoint. Not where a second network sets the task: it gets
+            harder, and the loss of a better main network may be higher; the newest checkpoint then counts as the best.
     """
 
     headline: str
+    ranks_checkpoints: bool
     encoder: Encoder  # the main model's
 
     def __init__(self, config: Config, vocab_size: int) -> None: ...

@@ -30,6 +30,7 @@ class ELECTRA:
     """Discriminator and generator, trained together."""
 
     headline = "discriminator_loss"
+    ranks_checkpoints = False
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config

@@ -72,6 +72,7 @@ class MCBERT:
     """Main model and meta controller, trained together."""
 
     headline = "choice_loss"
+    ranks_checkpoints = False
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config

@@ -46,6 +46,7 @@ class MLM:
     """Predict the original token at the masked positions, and only there."""
 
     headline = "mlm_loss"
+    ranks_checkpoints = True
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         self.config = config

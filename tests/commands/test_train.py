@@ -18,6 +18,8 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.tokenizer import Tokenizer
 from jaxpretrain.evaluation import heldout
+from jaxpretrain.evaluation.trained import load_run
+from jaxpretrain.objectives import OBJECTIVES
 from jaxpretrain.training import metrics
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import locked
@@ -316,6 +318,20 @@ def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path
 def test_a_second_run_on_the_same_workdir_is_refused(finished: Path, tiny, run_train):
     with locked(finished), pytest.raises(ConfigError, match="in use by another run"):
         run_train(tiny(), finished)
+
+
+@pytest.mark.parametrize(("objective", "judged"), [("mlm", True), ("electra", False), ("mcbert", False)])
+def test_the_best_checkpoint(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective, judged):
+    """By held-out loss; but where a second network makes the task harder, the newest. Here losses rise."""
+    evaluate, losses = heldout.Evaluation.__call__, iter([1.0, 2.0, 3.0])
+
+    def rising(self: heldout.Evaluation, state: Any) -> dict[str, float]:
+        return evaluate(self, state) | {f"eval/{OBJECTIVES[objective].headline}": next(losses)}
+
+    monkeypatch.setattr(heldout.Evaluation, "__call__", rising)
+    questions = {"objective.mask_share": 1.0, "objective.random_share": 0.0} if objective != "mlm" else {}
+    run_train(tiny(**{"objective.name": objective, "objective.divider": 1} | questions), tmp_path)
+    assert load_run(tmp_path).step == (10 if judged else 30)
 
 
 def test_short_sequences_first(tiny, run_train, tmp_path: Path):
