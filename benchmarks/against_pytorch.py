@@ -30,6 +30,7 @@ SIZES = {  # layers, width, heads, batch, vocabulary
 }
 STEPS = ("ours", "stock", "masked only", "masked only, compiled")
 LENGTH, MASKED, DROPOUT = 128, 20, 0.1
+REST = 0.3  # seconds between steps
 
 
 def ours(layers: int, width: int, heads: int, batch: int, vocab: int) -> Callable[[], object]:
@@ -130,7 +131,8 @@ class Worker:
         self.works = False
 
     def step(self) -> float:
-        """Seconds."""
+        """Seconds; the threads of the one before, which wait for more to do for a while, have gone to sleep."""
+        time.sleep(REST)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())

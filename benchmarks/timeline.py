@@ -3,7 +3,7 @@
     python benchmarks/timeline.py --out benchmarks/records/timeline
 
 Runs `python -m jaxpretrain.train --profile`, reads the trace and draws it. Run it on an idle machine: the load is
-recorded. Python's own events are in the trace too, and make the host slower than it is without.
+recorded.
 """
 
 import argparse

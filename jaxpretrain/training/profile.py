@@ -19,7 +19,9 @@ class Profile:
         if step > self._last:
             self._stop()
         elif step == self._first:
-            jax.profiler.start_trace(self._folder)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # an event for every call of Python would slow the host down
+            jax.profiler.start_trace(self._folder, profiler_options=options)
             self._runs = True
 
     def _stop(self) -> None:
