@@ -19,18 +19,18 @@ from jaxpretrain.evaluation.pictures import learning_curves, png
 
 LOSS, STEPS, SHOWN = "eval/mlm_loss", 2500, (500, 1000, 1500, 2000, 2500)
 METHODS = {
-    "BERT-A": ("absolute", 0),
-    "BERT-A, short first": ("absolute", STEPS // 2),
-    "TUPE-R": ("tupe_r", 0),
-    "TUPE-R, short first": ("tupe_r", STEPS // 2),
+    "BERT-A": ("absolute", 0.0),
+    "BERT-A, short first": ("absolute", 0.5),
+    "TUPE-R": ("tupe_r", 0.0),
+    "TUPE-R, short first": ("tupe_r", 0.5),
 }
 
 
-def arguments(position: str, short_steps: int, seed: int | str) -> list[str]:
+def arguments(position: str, short_share: float, seed: int | str) -> list[str]:
     """Of the training command of one run."""
     return [
         *("--config", "configs/tupe.py", f"--config.model.position={position}", f"--config.train.steps={STEPS}"),
-        *(f"--config.train.short_steps={short_steps}", f"--config.train.seed={seed}", "--config.eval.every=125"),
+        *(f"--config.train.short_share={short_share}", f"--config.train.seed={seed}", "--config.eval.every=125"),
     ]
 
 

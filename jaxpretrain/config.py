@@ -134,7 +134,7 @@ class TrainConfig:
     budget_flops: float = 0.0  # sets steps to what so many FLOPs allow; 0: steps stays as it is
     budget_minutes: float = 0.0  # the same for minutes of training, by the speed of the first steps
     batch_size: int = 16  # sequences per step over all devices
-    short_steps: int = 0  # the first so many take short sequences, as many tokens a step
+    short_share: float = 0.0  # of the steps: the first take short sequences, as many tokens a step
     short_length: int = 32  # tokens of these
     accumulation: int = 1  # micro-batches that one step is split into
     seed: int = 0
@@ -428,7 +428,7 @@ def validate(config: Config) -> None:
         check(flatten(config)[name] >= 1, name, "at least 1")
     for name in ("model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every"):
         check(flatten(config)[name] >= 0, name, "0 or more")
-    for name in ("train.short_steps", "optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
+    for name in ("optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
         check(flatten(config)[name] >= 0, name, "0 or more")
     check(checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
     check(checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "0 or more")
@@ -444,7 +444,8 @@ def validate(config: Config) -> None:
     if model.attention == "fused":
         check(model.attention_dropout == 0, "model.attention_dropout", "0 with model.attention='fused'")
     check(config.train.short_length >= 8, "train.short_length", "at least 8")
-    if config.train.short_steps:
+    check(0 <= config.train.short_share < 1, "train.short_share", "in [0, 1)")
+    if config.train.short_share:
         length, short = data.sequence_length, config.train.short_length
         check(short < length and length % short == 0, "train.short_length", f"a part of data.sequence_length={length}")
     if model.max_positions:

@@ -19,7 +19,7 @@ from jaxpretrain.training.phases import phases
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 
-_ENDLESS = 2**30  # steps; the optimizer counts them in 32 bits
+_MANY = 10**6  # steps, whose mean cost is a step's
 _WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
 
 
@@ -55,12 +55,9 @@ def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh
 
 def _affordable(config: Config, budget: float, cost: Callable[[Config], float]) -> int:
     """The steps that a budget pays for; one costs what its phase's config says."""
-    steps = 0
-    for phase in phases(replace(config, train=replace(config.train, steps=_ENDLESS))):
-        each = cost(phase.config)
-        count = min(phase.stop - phase.start, int(budget / each))
-        steps, budget = steps + count, budget - count * each
-    return steps
+    many = replace(config, train=replace(config.train, steps=_MANY))
+    mean = sum((phase.stop - phase.start) * cost(phase.config) for phase in phases(many)) / _MANY
+    return int(budget / mean)
 
 
 def _batches(config: Config, corpus: Corpus) -> Any:

@@ -48,11 +48,11 @@ class Phase:
 
 
 def phases(config: Config) -> list[Phase]:
-    """The run's own sequences, after `train.short_steps` steps on short ones with as many tokens."""
+    """The run's own sequences, after a share of the steps on short ones with as many tokens."""
     train, steps = config.train, config.train.steps
-    if not train.short_steps:
+    short_steps = round(train.short_share * steps)
+    if not short_steps:
         return [Phase(0, steps, config)]
-    short_steps = min(train.short_steps, steps)
     ratio = config.data.sequence_length // train.short_length
     short = replace(
         config,

@@ -253,7 +253,8 @@ BAD = [
     ("train.seed", -1),
     ("train.seed", 2**31),
     ("train.log_every", 0),
-    ("train.short_steps", -1),
+    ("train.short_share", -0.1),
+    ("train.short_share", 1.0),
     ("train.short_length", 4),
     ("eval.every", -1),
     ("eval.examples", 0),
@@ -281,7 +282,7 @@ def test_rules_between_fields():
     config = changed("train.accumulation", 3)
     with pytest.raises(ConfigError, match=r"train\.batch_size=16: .* train\.accumulation=3"):
         validate(config)
-    config = changed("train.short_steps", 10)
+    config = changed("train.short_share", 0.5)
     config.train.short_length = 48
     with pytest.raises(ConfigError, match=r"train\.short_length=48: .* data\.sequence_length=128"):
         validate(config)

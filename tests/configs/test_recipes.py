@@ -29,7 +29,7 @@ def test_two_steps(name: str, size: str):
     model, length = config.model, 16
     model.layers, model.hidden, model.heads, model.ffn = 1, 32, 4, 64
     config.data.sequence_length, config.data.vocab_size, config.train.batch_size = length, VOCAB, 8
-    config.optim.warmup_steps = 0
+    config.optim.warmup_steps, config.train.short_length = 0, length // 2
     validate(config)
     mesh, objective, adam = sharding.make_mesh(config), build(config, VOCAB), optimizer(config)
     init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=8)

@@ -18,10 +18,10 @@ from jaxpretrain.training.sharding import batch_sharding, make_mesh
 STEPS, SHORT = 7, 3
 
 
-def config_of(short_steps: int = SHORT, steps: int = STEPS) -> Config:
+def config_of(short_share: float = SHORT / STEPS, steps: int = STEPS) -> Config:
     config = Config()
     config.data.sequence_length, config.notes.capacity = 32, 5
-    config.train = replace(config.train, steps=steps, batch_size=6, short_steps=short_steps, short_length=8)
+    config.train = replace(config.train, steps=steps, batch_size=6, short_share=short_share, short_length=8)
     return config
 
 
@@ -41,11 +41,12 @@ def test_the_same_tokens_in_shorter_sequences():
     assert short.config.model.max_positions == 32  # the network is one
 
 
-@pytest.mark.parametrize(("short_steps", "lengths"), [(0, [32]), (STEPS, [8]), (STEPS + 1, [8])])
-def test_one_phase(short_steps: int, lengths: list[int]):
-    plan = phases(config_of(short_steps))
+@pytest.mark.parametrize(("short_share", "lengths"), [(0.0, [32]), (0.01, [32]), (0.99, [8])])
+def test_one_phase(short_share: float, lengths: list[int]):
+    """A share that comes to no step, or to all."""
+    plan = phases(config_of(short_share))
+    assert [(phase.start, phase.stop) for phase in plan] == [(0, STEPS)]
     assert [phase.length for phase in plan] == lengths
-    assert plan[-1].stop == STEPS
 
 
 @pytest.mark.parametrize("start", [0, 2, SHORT, 5])
