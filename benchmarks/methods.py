@@ -16,7 +16,7 @@ import numpy as np
 from study import machine, table, train_missing_together, write_record
 
 from jaxpretrain.evaluation import curves
-from jaxpretrain.evaluation.curves import Estimate, Method
+from jaxpretrain.evaluation.curves import Curve, Estimate, Method
 from jaxpretrain.evaluation.pictures import learning_curves, png
 from jaxpretrain.evaluation.probe import probe
 from jaxpretrain.evaluation.tasks import load
@@ -133,20 +133,9 @@ class Study:
         """How many times fewer steps of a schedule of its own end at `target`, by seed; None: more than all."""
         budgets = sorted([*SHORTER, STEPS])
         ends = np.array([[c.value[-1] for c in self.method(name, rate, LOSS, steps).curves] for steps in budgets]).T
-        needed = [crossing(np.log(budgets), losses, target) for losses in ends]
+        logs = np.log(budgets)
+        needed = [curves.first_reach(Curve(logs, logs, logs, logs, losses), target, "step") for losses in ends]
         return curves.estimate([None if x is None else STEPS / float(np.exp(x)) for x in needed])
-
-
-def crossing(x: np.ndarray, losses: np.ndarray, target: float) -> float | None:
-    """Where falling losses come to `target`, a straight line between points; the first point where they begin below."""
-    worse = np.flatnonzero(losses > target)
-    if len(worse) == 0:
-        return float(x[0])
-    last = worse[-1]
-    if last == len(x) - 1:
-        return None
-    share = (losses[last] - target) / (losses[last] - losses[last + 1])
-    return float(x[last] + share * (x[last + 1] - x[last]))
 
 
 def shown(found: Estimate, digits: int = 2) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from against_pytorch import SIZES
 from matplotlib.figure import Figure
 from step_time import VARIANTS, make
 from study import machine, table, write_record
@@ -23,11 +24,6 @@ from study import machine, table, write_record
 from jaxpretrain.evaluation.pictures import png
 from jaxpretrain.training import flops
 
-SIZES = {  # layers, width, heads, sequences of 128 tokens, pieces
-    "2 × 128": (2, 128, 2, 32, 8192),
-    "6 × 256": (6, 256, 4, 16, 32768),
-    "12 × 768": (12, 768, 12, 4, 32768),
-}
 METHODS = ("BERT-A", "TUPE-R", "MC-BERT")
 COLOURS = {"BERT-A": "#000000", "TUPE-R": "#0072b2", "MC-BERT": "#d55e00"}
 MARKS = {"2 × 128": "o", "6 × 256": "s", "12 × 768": "^"}

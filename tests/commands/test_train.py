@@ -341,13 +341,9 @@ def test_short_sequences_first(tiny, run_train, tmp_path: Path):
     config = tiny(**fields, **notes, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
     run_train(config, tmp_path / "undisturbed")
     for kept in (5, 15):
-        shutil.copytree(tmp_path / "undisturbed", tmp_path / f"from-{kept}")
-        (tmp_path / f"from-{kept}/DONE").unlink()
-        for folder in (tmp_path / f"from-{kept}/checkpoints").iterdir():
-            if int(folder.name) > kept:
-                shutil.rmtree(folder)
-        run_train(config, tmp_path / f"from-{kept}")
-        assert_same_run(tmp_path / f"from-{kept}", tmp_path / "undisturbed")
+        workdir = stopped_after(kept, tmp_path / "undisturbed", tmp_path / f"from-{kept}")
+        run_train(config, workdir)
+        assert_same_run(workdir, tmp_path / "undisturbed")
 
 
 def test_a_profile_of_some_steps(finished: Path, tiny, tmp_path: Path, command, run):
