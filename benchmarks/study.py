@@ -36,31 +36,35 @@ def train_missing_together(runs: Mapping[Path, Sequence[str]]) -> None:
 
     What a run prints goes to a file beside its workdir.
     """
-    todo = {workdir: arguments for workdir, arguments in runs.items() if not (workdir / "DONE").exists()}
+    todo = missing(runs)
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
-    def train(run: tuple[Path, Sequence[str]]) -> None:
-        workdir, arguments = run
+    def train(workdir: Path) -> None:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         core = cores.get()
-        command = ["taskset", "-c", str(core), sys.executable, "-m", "jaxpretrain.train", *arguments]
         with open(f"{workdir}.log", "ab") as log:
-            subprocess.run([*command, "--workdir", str(workdir)], check=True, stdout=log, stderr=log)
+            subprocess.run(["taskset", "-c", str(core), *todo[workdir]], check=True, stdout=log, stderr=log)
         cores.put(core)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        list(tqdm(pool.map(train, todo.items()), total=len(todo), unit="run", desc="training", smoothing=0))
+        list(tqdm(pool.map(train, todo), total=len(todo), unit="run", desc="training", smoothing=0))
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:
     """Trains each workdir's run, by its arguments of `jaxpretrain.train`, unless it is done; may be stopped at will."""
-    for workdir, arguments in runs.items():
-        if not (workdir / "DONE").exists():
-            subprocess.run(
-                [sys.executable, "-m", "jaxpretrain.train", *arguments, "--workdir", str(workdir)], check=True
-            )
+    for command in missing(runs).values():
+        subprocess.run(command, check=True)
+
+
+def missing(runs: Mapping[Path, Sequence[str]]) -> dict[Path, list[str]]:
+    """The training commands of the runs that are not done, by workdir."""
+    return {
+        workdir: [sys.executable, "-m", "jaxpretrain.train", *arguments, "--workdir", str(workdir)]
+        for workdir, arguments in runs.items()
+        if not (workdir / "DONE").exists()
+    }
 
 
 def machine() -> str:
