@@ -67,7 +67,7 @@ def prepared(encoder: Encoder, params: Params) -> Params:
     terms: Any = encoder.positions.apply({"params": params["positions"]}, encoder.max_positions)
     return {
         "embedder": params["embedder"],
-        "terms": {name: x for name, x in vars(terms).items() if x is not None},
+        "terms": {name: x for name, x in vars(terms).items() if isinstance(x, Array)},
         "layers": [jax.tree.map(lambda x: x[i], params["layers"]) for i in range(encoder.config.layers)],  # noqa: B023
     }
 
