@@ -123,7 +123,10 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
         if config.init_from:
             check_pieces(config.init_from, corpus)
-            state = replace(state, params=params_of_run(config.init_from, like.params))
+            taken = params_of_run(config, like.params)
+            state = replace(state, params=state.params | taken)
+            if fresh := sorted(state.params.keys() - taken.keys()):
+                print(f"note: {config.init_from} has another objective: its encoder is taken, not {', '.join(fresh)}")
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"
     if start == steps and done.exists():

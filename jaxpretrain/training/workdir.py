@@ -163,20 +163,30 @@ def check_pieces(workdir: str, corpus: Corpus) -> None:
         )
 
 
-def params_of_run(workdir: str, like: Any) -> Any:
-    """The best parameters of another run, placed as `like` (a tree of `jax.ShapeDtypeStruct` with shardings).
+def params_of_run(config: Config, like: Any) -> Any:
+    """The best parameters of the run `init_from`; of a run with another objective, those of the encoder alone.
+
+    Args:
+        config: of this run.
+        like: of all its parameters, a tree of `jax.ShapeDtypeStruct` with shardings.
+
+    Returns:
+        Placed as `like`; heads and second networks are left out where the objectives differ.
 
     Raises:
         ConfigError: naming the parameter that does not fit.
     """
-    values, _ = restore_params(epath.Path(workdir) / "checkpoints", "best")
-    wanted = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(like)}
-    found = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in _leaves(values)}
+    workdir = epath.Path(config.init_from)
+    values, _ = restore_params(workdir / "checkpoints", "best")
+    theirs = read_config(workdir)
+    if theirs is None or theirs.objective.name != config.objective.name:
+        like, values = ({"encoder": params["encoder"]} for params in (like, values))
+    wanted, found = _by_name(like), _by_name(values)
     for name in sorted(set(wanted) | set(found)):
         here = wanted[name].shape if name in wanted else "absent"
         there = found[name].shape if name in found else "absent"
         if here != there:
-            raise ConfigError(f"init_from={workdir!r}: parameter {name} is {there} there and {here} in this config")
+            raise ConfigError(f"init_from={workdir}: parameter {name} is {there} there and {here} in this config")
     return jax.tree.unflatten(
         jax.tree.structure(like),
         [jax.device_put(found[name].astype(x.dtype), x.sharding) for name, x in wanted.items()],
@@ -205,5 +215,6 @@ def notes_of_run(workdir: epath.PathLike, step: int | None = None) -> tuple[list
     return words, notes["table"][: len(words)], notes["written"][: len(words)]  # the table may have more, to divide
 
 
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -227,6 +227,20 @@ def test_init_from_starts_with_the_best_parameters(finished: Path, tiny, run_tra
     jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "run", 1)["params"], best)
 
 
+def test_init_from_another_objective_takes_the_encoder(finished: Path, tiny, run_train, tmp_path: Path, capsys):
+    fields = {"train.steps": 1, "optim.learning_rate": 1e-30, "optim.weight_decay": 0.0, "train.seed": 7}
+    other = fields | {"objective.name": "electra", "objective.divider": 1}
+    run_train(tiny(**other, init_from=str(finished)), tmp_path / "run")
+    assert f"{finished} has another objective: its encoder is taken, not generator, generator_head, head" in (
+        capsys.readouterr().out
+    )
+    run_train(tiny(**other), tmp_path / "fresh")
+    run, fresh = (state_of(tmp_path / name, 1)["params"] for name in ("run", "fresh"))
+    best = state_of(finished, json.loads((finished / "DONE").read_text())["step"])["params"]
+    # An update of 1e-30 shows in what is 0.
+    chex.assert_trees_all_close(run, fresh | {"encoder": best["encoder"]}, rtol=0, atol=1e-20)
+
+
 def test_init_from_another_architecture_names_the_parameter(finished: Path, tiny, run_train, tmp_path: Path):
     config = tiny(**{"model.ffn": 128, "init_from": str(finished)})
     with pytest.raises(ConfigError, match=r"init_from=.*ffn_in/bias is \(1, 64\) there and \(1, 128\)"):
