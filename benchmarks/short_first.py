@@ -47,7 +47,7 @@ def main() -> None:
         for seed in options.seeds
         for name, (position, short) in reversed(METHODS.items())
     }
-    train_missing_together({workdir: arguments(*METHODS[name], seed) for (name, seed), workdir in workdirs.items()})
+    train_missing_together([{path: arguments(*METHODS[name], seed)} for (name, seed), path in workdirs.items()])
     methods = []
     for name in METHODS:
         [found] = curves.read_methods([str(workdirs[name, seed]) for seed in options.seeds], LOSS)

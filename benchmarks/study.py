@@ -7,7 +7,7 @@ import queue
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,25 +31,30 @@ def made_up_text(documents: int = 150) -> str:
     return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
 
 
-def train_missing_together(runs: Mapping[Path, Sequence[str]]) -> None:
-    """As `train_missing`, a run to a core: for networks so small that two cores are no twice as fast as one.
+def train_missing_together(
+    jobs: Sequence[Mapping[Path, Sequence[str]]], after: Callable[[Mapping[Path, Sequence[str]]], object] = len
+) -> None:
+    """As `train_missing`, a job to a core: for networks so small that two cores are no twice as fast as one.
 
-    What a run prints goes to a file beside its workdir.
+    Args:
+        jobs: the runs of each follow one another. What a run prints goes to a file beside its workdir.
+        after: called with each job that is done.
     """
-    todo = missing(runs)
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
 
-    def train(workdir: Path) -> None:
-        workdir.parent.mkdir(parents=True, exist_ok=True)
+    def train(job: Mapping[Path, Sequence[str]]) -> None:
         core = cores.get()
-        with open(f"{workdir}.log", "ab") as log:
-            subprocess.run(["taskset", "-c", str(core), *todo[workdir]], check=True, stdout=log, stderr=log)
+        for workdir, command in missing(job).items():
+            workdir.parent.mkdir(parents=True, exist_ok=True)
+            with open(f"{workdir}.log", "ab") as log:
+                subprocess.run(["taskset", "-c", str(core), *command], check=True, stdout=log, stderr=log)
         cores.put(core)
+        after(job)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        list(tqdm(pool.map(train, todo), total=len(todo), unit="run", desc="training", smoothing=0))
+        list(tqdm(pool.map(train, jobs), total=len(jobs), unit="job", desc="training", smoothing=0))
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:
