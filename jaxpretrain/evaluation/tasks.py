@@ -375,16 +375,17 @@ def _read_table(path: Path, quoted: bool = False, header: list[str] | None = Non
 
 def _read_text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    if (place := data.find(0)) >= 0:
+        what = "a NUL character: a spreadsheet's or word processor's own format, or text that is not UTF-8"
+        raise _mistake(path, data.count(b"\n", 0, place) + 1, f"{what}; save the file as tab-separated UTF-8 text")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1  # without the byte-order mark
         raise _mistake(path, line, "not UTF-8; save the file in that encoding") from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise _mistake(path, line, "a NUL character; save the file as UTF-8 text")
-    return text
 
 
 def _plain_rows(text: str) -> Iterator[tuple[int, list[str]]]:
