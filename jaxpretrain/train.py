@@ -36,7 +36,7 @@ from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
-from jaxpretrain.training.compilation import use_compilation_cache
+from jaxpretrain.training.compilation import give_back_memory, use_compilation_cache
 from jaxpretrain.training.metrics import Average, MetricWriter
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.optimizer import schedule
@@ -159,6 +159,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             )
             program = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
             programs[phase.length] = program.lower(like, shapes_of_batch).compile()
+    give_back_memory()
     compile_seconds = time.perf_counter() - began
     flops_of = partial(total, plan, flops_per_step)
     batch = next_batch() if start < steps else {}
