@@ -179,7 +179,7 @@ def params_of_run(config: Config, like: Any) -> Any:
     workdir = epath.Path(config.init_from)
     values, _ = restore_params(workdir / "checkpoints", "best")
     theirs = read_config(workdir)
-    if theirs is None or theirs.objective.name != config.objective.name:
+    if theirs is not None and theirs.objective.name != config.objective.name:
         like, values = ({"encoder": params["encoder"]} for params in (like, values))
     wanted, found = _by_name(like), _by_name(values)
     for name in sorted(set(wanted) | set(found)):

@@ -162,19 +162,25 @@ def test_parameters_of_another_run(workdir):
     checkpoints.save(1, {"params": params, "step": jnp.int32(1)}, {}, metric=1.0)
     checkpoints.save(2, {"params": jax.tree.map(lambda x: x + 1, params), "step": jnp.int32(2)}, {}, metric=2.0)
     checkpoints.close()
-    found = params_of_run(str(workdir), like(params))
+    config = Config(init_from=str(workdir))
+    found = params_of_run(config, like(params))
     assert found["encoder"]["kernel"].tolist() == params["encoder"]["kernel"].tolist()  # the best, not the newest
 
     wider = {"encoder": {"kernel": jnp.zeros((2, 4))}, "head": {"bias": jnp.ones(3)}}
     with pytest.raises(ConfigError, match=r"encoder/kernel is \(2, 3\) there and \(2, 4\)"):
-        params_of_run(str(workdir), like(wider))
+        params_of_run(config, like(wider))
     with pytest.raises(ConfigError, match=r"head/bias is \(3,\) there and absent"):
-        params_of_run(str(workdir), like({"encoder": params["encoder"]}))
+        params_of_run(config, like({"encoder": params["encoder"]}))
+
+    config.objective.name = "electra"
+    write_config(Config(), workdir)
+    found = params_of_run(config, like({"encoder": params["encoder"], "generator": params["head"]}))
+    assert found.keys() == {"encoder"}
 
 
 def test_parameters_of_no_run(workdir):
     with pytest.raises((ConfigError, CheckpointError), match=str(workdir)):
-        params_of_run(str(workdir), {})
+        params_of_run(Config(init_from=str(workdir)), {})
 
 
 def test_config_json_is_readable(workdir):
