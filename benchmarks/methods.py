@@ -123,12 +123,9 @@ class Study:
                 jobs.append({self.runs / r.name: r.arguments(self.runs) for r in [*before, run]})
         train_missing_together(jobs, lambda job: [keep(workdir, self.record / workdir.name) for workdir in job])
 
-    def curve(self, run: Run) -> Curve:
-        return curves.read_curve(self.record / run.name, LOSS)
-
     def end(self, run: Run) -> float:
         """Its last loss."""
-        return float(self.curve(run).value[-1])
+        return float(curves.read_curve(self.record / run.name, LOSS).value[-1])
 
     def search(self, method: str) -> float:
         """The best of `RATES` by seed 0; while it is the lowest or the highest tried, one more beyond is tried."""
@@ -209,10 +206,11 @@ def main() -> None:
     if others:
         study.train([Run(BASELINE, rates[BASELINE], seed, tuned=True) for seed in seeds])
         runs = [Run(name, rates[name], 0, tuned=True) for name in (BASELINE, *others)]
-        ends = [curves.estimate(study.ends(run)) for run in runs]
-        target = float(np.mean(study.ends(runs[0])))
+        ends = [study.ends(run) for run in runs]
+        target = float(np.mean(ends[0]))
         found = [shown(study.annealed(run, target)) for run in runs[1:]]
-        rows = [[r.method, f"{r.rate:g}", shown(x, 3), f] for r, x, f in zip(runs, ends, ["1", *found], strict=True)]
+        losses = [shown(curves.estimate(values), 3) for values in ends]
+        rows = [[r.method, f"{r.rate:g}", x, f] for r, x, f in zip(runs, losses, ["1", *found], strict=True)]
         parts += [
             f"Encoders, {TUNING} steps further as masked language models, at a rate of {TUNING_RATE:g} for all:",
             table(["method", "rate", "held-out loss", "annealed: steps"], rows),

@@ -186,7 +186,9 @@ def params_of_run(config: Config, like: Any) -> Any:
         here = wanted[name].shape if name in wanted else "absent"
         there = found[name].shape if name in found else "absent"
         if here != there:
-            raise ConfigError(f"init_from={workdir}: parameter {name} is {there} there and {here} in this config")
+            raise ConfigError(
+                f"init_from={config.init_from!r}: parameter {name} is {there} there and {here} in this config"
+            )
     return jax.tree.unflatten(
         jax.tree.structure(like),
         [jax.device_put(found[name].astype(x.dtype), x.sharding) for name, x in wanted.items()],

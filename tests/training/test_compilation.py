@@ -1,4 +1,4 @@
-"""The compilation cache: code is run from it, so only the user may write there."""
+"""The compilation cache: code is run from it, so only the user may write there. And what compiling leaves behind."""
 
 import os
 import platform
