@@ -15,6 +15,7 @@ Models leave for Hugging Face with their tokenizer, so both functions are what a
     ])
 """
 
+import functools
 import itertools
 import re
 import sys
@@ -24,23 +25,39 @@ SPACE = "▁"  # SentencePiece's mark of a word's start
 LONGEST_WORD = 64  # characters; longer runs, and scripts without spaces, are cut so that each cut is a word
 
 
+@functools.cache
+def _runs() -> list[tuple[str, int, int]]:
+    """(category, first, last) of the characters that follow each other and share their Unicode category."""
+    found, first = [], 0
+    for category, run in itertools.groupby(map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))):
+        last = first + sum(1 for _ in run) - 1
+        found.append((category, first, last))
+        first = last + 1
+    return found
+
+
 def _character_class(*categories: str) -> str:
     """The inside of a regex class that holds all characters of the Unicode categories, as ranges."""
-    ranges: list[list[int]] = []
-    for code in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(code)).startswith(categories):
-            if ranges and ranges[-1][1] == code - 1:
-                ranges[-1][1] = code
-            else:
-                ranges.append([code, code])
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)
+    return "".join(
+        f"\\U{first:08x}-\\U{last:08x}" for category, first, last in _runs() if category.startswith(categories)
+    )
 
 
-_MARKS = _character_class("P", "S")
-# Removed: controls (NUL, ESC, …), formats (zero-width space and joiners, BOM, soft hyphen, …) and lone surrogates.
-# The controls from tab to return, and NEL, are white space.
-_REMOVED = re.compile(f"(?![\\t-\\r\\x85])[{_character_class('Cc', 'Cf', 'Cs')}]")
-_WORD = re.compile(f" ?[^\\s{_MARKS}]{{1,{LONGEST_WORD}}}| ?[{_MARKS}]")
+@functools.cache  # made on first use: most commands start without text, and a million characters are looked at
+def _removed() -> re.Pattern[str]:
+    """Controls (NUL, ESC, …), formats (zero-width space and joiners, BOM, soft hyphen, …) and lone surrogates.
+
+    The controls from tab to return, and NEL, are white space.
+    """
+    return re.compile(f"(?![\\t-\\r\\x85])[{_character_class('Cc', 'Cf', 'Cs')}]")
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    marks = _character_class("P", "S")
+    return re.compile(f" ?[^\\s{marks}]{{1,{LONGEST_WORD}}}| ?[{marks}]")
+
+
 _LONG_RUN = re.compile(r"[^\w\s]{64,}")  # where a run of combining marks may be that no language has
 
 
@@ -50,7 +67,7 @@ def normalise(text: str, lowercase: bool) -> str:
     "▁" becomes "_": it would read as a space. "Σ" is lowered by hand: `str.lower` makes it "ς" at the end of a word.
     A small letter may be one character with its mark ("ẖ") where the capital is two, hence NFKC again.
     """
-    text = unicodedata.normalize("NFKC", _LONG_RUN.sub(_in_order, _REMOVED.sub("", text)))
+    text = unicodedata.normalize("NFKC", _LONG_RUN.sub(_in_order, _removed().sub("", text)))
     if lowercase:
         text = unicodedata.normalize("NFKC", text.replace("Σ", "σ").lower())
     return " ".join(text.replace(SPACE, "_").split())
@@ -72,4 +89,4 @@ def words(normal: str) -> list[str]:
     """
     if not normal:
         return []
-    return [word.replace(" ", SPACE) for word in _WORD.findall(" " + normal)]
+    return [word.replace(" ", SPACE) for word in _word().findall(" " + normal)]
