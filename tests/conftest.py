@@ -24,6 +24,8 @@ def private_cache(name: str) -> Path | None:
 
 # Before the first import of jax: the environment is read then, and commands that tests start inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A compiled test runs for milliseconds: what counts is compiling.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Compiling is most of the suite's time, and a second session finds it done. (Fewer threads for XLA gain nothing.)
 if cache := private_cache("jaxpretrain-tests"):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -19,7 +19,6 @@ from jaxpretrain.training.step import train_step
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized(" in path.read_text())  # of `train`
 VOCAB = 208
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @pytest.mark.parametrize("size", ["tiny", "large"])
@@ -35,7 +34,7 @@ def test_two_steps(name: str, size: str):
     init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=8)
     shapes = jax.eval_shape(init, 0)
     places = sharding.state_sharding(mesh, shapes)
-    state = jax.jit(init, out_shardings=places, compiler_options=FAST)(0)
+    state = jax.jit(init, out_shardings=places)(0)
     tokens = np.random.default_rng(0).integers(NEITHER + 1, VOCAB, (8, length), dtype=np.int32)
     tokens[:, 0], tokens[:, -1] = CLS, SEP
     batch = {"tokens": tokens, "rows": np.arange(8, dtype=np.int32)}
@@ -43,7 +42,7 @@ def test_two_steps(name: str, size: str):
         batch["words"] = np.zeros_like(tokens)
     batch = sharding.put_batch(batch, sharding.batch_sharding(mesh))
     function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
-    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0, compiler_options=FAST)
+    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0)
     before = np.asarray(state.params["encoder"]["embedder"]["tokens"])
     for _ in range(2):
         state, metrics = step(state, batch)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxpretrain.config import Config
 from jaxpretrain.data.tokenizer import NEITHER, PAD
-from tests.training.conftest import FAST, Run, compile_step, put, small_config
+from tests.training.conftest import Run, compile_step, put, small_config
 
 ROWS, LENGTH, VOCAB = 40, 24, 64
 SMALL = {
@@ -91,10 +91,9 @@ def small(**fields: Any) -> Config:
     return small_config(**(SMALL | fields))
 
 
-def start(config: Config, devices: int = 1, rows: int = ROWS, objective: Any = None, **options: Any) -> Run:
-    """On texts with `rows` rare words; with `options`, as a user's run compiles it."""
-    batch = texts(0, config.train.batch_size)
-    make, run = compile_step(config, batch, VOCAB, devices, rows=rows, objective=objective, options=options or FAST)
+def start(config: Config, devices: int = 1, rows: int = ROWS, **how: Any) -> Run:
+    """On texts with `rows` rare words; `how` as `compile_step` takes it."""
+    make, run = compile_step(config, texts(0, config.train.batch_size), VOCAB, devices, rows=rows, **how)
     return replace(run, state=make(config.train.seed))
 
 

@@ -127,7 +127,8 @@ def test_evaluation_reads_notes_and_leaves_them(name: str):
 def test_the_table_is_updated_in_place(devices: int, sharded: bool):
     """No second table: not in the temporaries, not as a copy, not sent between devices."""
     config = small(notes__sharded=sharded, train__batch_size=16, model__hidden=64)
-    run = start(config, devices, rows=60_000, xla_embed_ir_in_executable=False)
+    optimized = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # as a user's run
+    run = start(config, devices, rows=60_000, options=optimized)
     rows = len(run.state.notes.table) // (devices if sharded else 1)
     size = rows * 64 * 4
     memory = run.step.memory_analysis()

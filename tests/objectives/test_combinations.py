@@ -27,7 +27,6 @@ from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
 
 VOCAB, ROWS, LENGTH = 32, 8, 8
-FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
 
 
 def configured(position: str, objective: str, notes: bool, fsdp: int = 1) -> Config:
@@ -103,7 +102,7 @@ def compiled(config: Config, devices: int, descent: optax.GradientTransformation
     like, place = sharding.with_sharding(shapes, places), sharding.batch_sharding(mesh)
     function = partial(train_step, objective=objective, optimizer=descent, config=config, mesh=mesh)
     batch = sharding.put_batch(batch_of(0), place)
-    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile(FAST)
+    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile()
     return Run(step, like, place)
 
 

@@ -18,7 +18,6 @@ from jaxpretrain.training.state import TrainState, init_state
 from jaxpretrain.training.step import train_step
 
 VOCAB = 208
-FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def compile_step(
     *,
     rows: int = 0,
     objective: Objective | None = None,
-    options: dict[str, Any] = FAST,
+    options: dict[str, Any] | None = None,
 ) -> tuple[Callable[[int], TrainState], Run]:
     """As the loop does it: state born sharded, step compiled ahead, state donated.
 
@@ -99,7 +98,7 @@ def compile_step(
     on_devices = sharding.put_batch(batch, sharding.batch_sharding(mesh))
     function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
     step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, on_devices).compile(options)
-    make = jax.jit(init, out_shardings=places, compiler_options=FAST)
+    make = jax.jit(init, out_shardings=places)
     return make, Run(config, objective, mesh, step, like, like, on_devices)
 
 
