@@ -93,7 +93,7 @@ class Place:
         found = {"JAX_COMPILATION_CACHE_DIR": str(compiled or self.folder / "compiled")}
         found |= {f"JAX_PERSISTENT_CACHE_{name}": "0" for name in ("MIN_COMPILE_TIME_SECS", "MIN_ENTRY_SIZE_BYTES")}
         pipe = subprocess.PIPE
-        environment = os.environ | found | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
+        environment = os.environ | found | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
         return subprocess.Popen(
             [sys.executable, *launch, *args], stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=environment
         )

@@ -131,7 +131,7 @@ def get_config(size=""):
 
 
 def environment(devices: int) -> dict[str, str]:
-    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 @pytest.fixture(scope="session")

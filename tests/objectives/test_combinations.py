@@ -113,6 +113,7 @@ def closely(position: str, objective: str, devices: int, fsdp: int = 1) -> Run:
     return compiled(config, devices, optimizer(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "notes", "objective"), list(itertools.product(POSITIONS, (False, True), OBJECTIVES))
 )
@@ -141,6 +142,7 @@ def test_every_combination_takes_two_steps_on_eight_devices(position: str, notes
         assert second.notes is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("position", "objective"), [("relative", "mlm"), ("tupe_a", "electra"), ("tupe_r", "mcbert")])
 def test_eight_devices_learn_what_one_learns(monkeypatch: pytest.MonkeyPatch, position: str, objective: str):
     """With parameters and notes spread: the same losses, draws, parameters and notes."""

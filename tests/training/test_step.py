@@ -34,6 +34,7 @@ def is_key(x) -> bool:
 
 
 @pytest.mark.usefixtures("shard_all")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "spreads"),
     [("tupe_r", (1, 2, 8)), *((position, (2,)) for position in POSITIONS if position != "tupe_r")],
