@@ -193,7 +193,6 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
     end = np.array([tokenizers.SEP], dtype).tobytes()
     tokens = {"train": 0, "valid": 0}
     documents = {"train": 0, "valid": 0}
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
     paths = {split: scratch / _shard(split, index) for split in tokens}
     occurrences = {split: scratch / _occurrences(split, index) for split in tokens}
     with contextlib.ExitStack() as stack:
@@ -210,9 +209,7 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
                 places[split].write((np.array(found, np.int64) + _shift(tokens[split])).tobytes())
             tokens[split] += len(ids) + 1
             documents[split] += 1
-            if split == "train":
-                counts += np.bincount(ids, minlength=len(counts))
-    counts[tokenizers.SEP] += documents["train"]
+    counts = _counts_of_ids(paths["train"], dtype, tokenizer.vocab_size)
     digests = {}
     for split, path in paths.items():
         if tokens[split]:
@@ -220,6 +217,15 @@ def encode_unit(unit: Unit, index: int, scratch: Path, below: int) -> Encoded:
         else:
             path.unlink()
     return Encoded(tokens, documents, digests, counts)
+
+
+def _counts_of_ids(path: Path, dtype: np.dtype, vocab_size: int) -> np.ndarray:
+    """int64 [V]; of the file, as a document is short beside the vocabulary."""
+    counts = np.zeros(vocab_size, np.int64)
+    with path.open("rb") as file:
+        while len(ids := np.fromfile(file, dtype, 1 << 20)):
+            counts += np.bincount(ids, minlength=vocab_size)
+    return counts
 
 
 def _shard(split: str, index: int) -> str:

@@ -92,12 +92,12 @@ class Finder:
         chunks = normal.split(" ") if normal else []
         parts = self._tokenizer.encode_chunks(chunks)
         found = list(map(self._of_chunk.__getitem__, chunks))
-        occurrences = []
-        if any(found):
-            places = itertools.accumulate(map(len, parts), initial=0)
-            for place, in_chunk in zip(places, found, strict=False):
-                for start, end, row in in_chunk:
-                    occurrences.append((place // 4 + start, place // 4 + end, row))
+        places = itertools.accumulate(map(len, parts), initial=0)
+        occurrences = [
+            (place // 4 + start, place // 4 + end, row)
+            for place, in_chunk in itertools.compress(zip(places, found, strict=False), found)  # few hold one
+            for start, end, row in in_chunk
+        ]
         return np.frombuffer(b"".join(parts), np.int32), occurrences
 
     def _find_in_chunk(self, chunk: str) -> tuple[tuple[int, int, int], ...]:

@@ -44,12 +44,13 @@ def _character_class(*categories: str) -> str:
 
 
 @functools.cache  # made on first use: most commands start without text, and a million characters are looked at
-def _removed() -> re.Pattern[str]:
+def _removed() -> dict[int, None]:
     """Controls (NUL, ESC, …), formats (zero-width space and joiners, BOM, soft hyphen, …) and lone surrogates.
 
     The controls from tab to return, and NEL, are white space.
     """
-    return re.compile(f"(?![\\t-\\r\\x85])[{_character_class('Cc', 'Cf', 'Cs')}]")
+    runs = [range(first, last + 1) for category, first, last in _runs() if category in ("Cc", "Cf", "Cs")]
+    return dict.fromkeys(set(itertools.chain(*runs)) - {*range(0x09, 0x0E), 0x85})
 
 
 @functools.cache
@@ -67,7 +68,15 @@ def normalise(text: str, lowercase: bool) -> str:
     "▁" becomes "_": it would read as a space. "Σ" is lowered by hand: `str.lower` makes it "ς" at the end of a word.
     A small letter may be one character with its mark ("ẖ") where the capital is two, hence NFKC again.
     """
-    text = unicodedata.normalize("NFKC", _LONG_RUN.sub(_in_order, _removed().sub("", text)))
+    if text.isascii():  # NFKC leaves it as it is
+        text = text.translate(_removed())
+    else:
+        characters = set(text)  # a few dozen: looking at each of them takes less than one pattern over the text
+        if not _removed().keys().isdisjoint(map(ord, characters)):
+            text = text.translate(_removed())
+        if any(map(unicodedata.combining, characters)):
+            text = _LONG_RUN.sub(_in_order, text)
+        text = unicodedata.normalize("NFKC", text)
     if lowercase:
         text = unicodedata.normalize("NFKC", text.replace("Σ", "σ").lower())
     return " ".join(text.replace(SPACE, "_").split())
@@ -89,4 +98,6 @@ def words(normal: str) -> list[str]:
     """
     if not normal:
         return []
+    if normal.isalnum() and len(normal) <= LONGEST_WORD:  # most of what stands between two spaces
+        return [SPACE + normal]
     return [word.replace(" ", SPACE) for word in _word().findall(" " + normal)]
