@@ -112,9 +112,11 @@ def leave(message: str, code: int) -> NoReturn:
     A usual exit would wait for other processes, which may be waiting for this one; and what a library has left half
     done (orbax, on a full disk) would have its say after the line, with stack traces.
     """
-    print(message, file=sys.stderr, flush=True)
     with suppress(OSError):  # a pipe that nobody reads any more
         sys.stdout.flush()
+    stderr, sys.stderr = sys.stderr, open(os.devnull, "w")  # noqa: SIM115  (what other threads say from now on)
+    time.sleep(0.1)  # what they are in the middle of saying comes first
+    print(message, file=stderr, flush=True)
     if jax.distributed.is_initialized() and first():
         time.sleep(GRACE_SECONDS)  # jax ends the others when this one is gone: they may say first what is wrong
     os._exit(code)
