@@ -36,13 +36,6 @@ def _runs() -> list[tuple[str, int, int]]:
     return found
 
 
-def _character_class(*categories: str) -> str:
-    """The inside of a regex class that holds all characters of the Unicode categories, as ranges."""
-    return "".join(
-        f"\\U{first:08x}-\\U{last:08x}" for category, first, last in _runs() if category.startswith(categories)
-    )
-
-
 @functools.cache  # made on first use: most commands start without text, and a million characters are looked at
 def _removed() -> dict[int, None]:
     """Controls (NUL, ESC, …), formats (zero-width space and joiners, BOM, soft hyphen, …) and lone surrogates.
@@ -55,7 +48,7 @@ def _removed() -> dict[int, None]:
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    marks = _character_class("P", "S")
+    marks = "".join(f"\\U{first:08x}-\\U{last:08x}" for category, first, last in _runs() if category[0] in "PS")
     return re.compile(f" ?[^\\s{marks}]{{1,{LONGEST_WORD}}}| ?[{marks}]")
 
 

@@ -4,6 +4,7 @@ Each runs the same program on its own devices and its own rows of every batch. T
 them write checkpoints, to one folder that all can reach.
 """
 
+import io
 import os
 import sys
 import time
@@ -114,7 +115,7 @@ def leave(message: str, code: int) -> NoReturn:
     """
     with suppress(OSError):  # a pipe that nobody reads any more
         sys.stdout.flush()
-    stderr, sys.stderr = sys.stderr, open(os.devnull, "w")  # noqa: SIM115  (what other threads say from now on)
+    stderr, sys.stderr = sys.stderr, io.StringIO()  # where other threads speak from now on
     time.sleep(0.1)  # what they are in the middle of saying comes first
     print(message, file=stderr, flush=True)
     if jax.distributed.is_initialized() and first():

@@ -21,9 +21,10 @@ RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized
 VOCAB = 208
 
 
+@pytest.mark.parametrize("size", ["tiny", "large"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_two_steps(name: str):
-    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]("large")  # with dropout and all else
+def test_two_steps(name: str, size: str):
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](size)
     model, length = config.model, 16
     model.layers, model.hidden, model.heads, model.ffn = 1, 32, 4, 64
     config.data.sequence_length, config.data.vocab_size, config.train.batch_size = length, VOCAB, 8
