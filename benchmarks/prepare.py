@@ -279,8 +279,8 @@ def main() -> None:
             + f"\n\n`{beam['Beam']['command']}`"
         )
     about = (
-        f"Generated text, {FILE // MB} MB a file, words by Zipf's law with new ones to the end. {machine()}, other "
-        "jobs beside. Linux's `/proc`, sampled twice a second; anonymous: what is no file's."
+        f"Generated text, {FILE // MB} MB a file, words by Zipf's law with new ones to the end. {machine()}. "
+        "Linux's `/proc`, sampled twice a second; anonymous: what is no file's."
     )
     body += f"\n\nAll: `python benchmarks/prepare.py --sizes {' '.join(map(str, options.sizes))} --beam {options.beam}`"
     files = {"prepare.json": json.dumps({"sizes": runs, "beam": beam}, indent=1) + "\n"}
