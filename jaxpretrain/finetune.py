@@ -47,6 +47,7 @@ from jaxpretrain.evaluation.trained import Trained, load_run, untrained
 from jaxpretrain.notes import Notes
 from jaxpretrain.training.checkpoint_files import committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
+from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
 from jaxpretrain.training.metrics import add_to_lines
 from jaxpretrain.training.workdir import locked, notes_of_run
 
@@ -61,6 +62,7 @@ EVERY = flags.DEFINE_bool(
 
 def main(config: FinetuneConfig) -> None:
     """Fine-tunes from one checkpoint, or from every one."""
+    use_one_heap()
     use_compilation_cache()
     data = load(config.task, config.data_dir)
     for warning in data.warnings:
@@ -124,6 +126,7 @@ def finetune(
         at_once = trials_at_once(config, len(missing), lambda: grid_of(len(jax.devices())).bytes_per_trial())
         print_table(finetuner, run, data, workdir, len(missing), len(done), at_once, limit)
         if missing:
+            keep_freed_memory()
             done = run_trials(grid_of(at_once), missing, done, workdir)
         wanted = [r for r in done if r.rate in config.learning_rates and r.seed < config.seeds]
         probed = probe(untrained(run) if config.untrained else run, data) if with_probe else {}

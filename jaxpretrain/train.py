@@ -36,7 +36,8 @@ from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
-from jaxpretrain.training.compilation import give_back_memory, use_compilation_cache
+from jaxpretrain.training.compilation import use_compilation_cache
+from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
 from jaxpretrain.training.metrics import Average, MetricWriter
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.optimizer import schedule
@@ -74,6 +75,7 @@ PROFILE = flags.DEFINE_integer(
 
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
+    use_one_heap()
     if DISTRIBUTED.value or COORDINATOR.value:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))
@@ -159,7 +161,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             )
             program = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
             programs[phase.length] = program.lower(like, shapes_of_batch).compile()
-    give_back_memory()
+    keep_freed_memory()
     compile_seconds = time.perf_counter() - began
     flops_of = partial(total, plan, flops_per_step)
     batch = next_batch() if start < steps else {}

@@ -1,9 +1,7 @@
-"""Around compiling: the second start of a run compiles nothing, and no run keeps what compiling took."""
+"""The second start of a run compiles nothing."""
 
-import ctypes
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -27,9 +25,3 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def give_back_memory() -> None:
-    """Returns to the system what is freed but still held by the C library, on Linux: compiling leaves much of it."""
-    with suppress(AttributeError, OSError, TypeError):  # another system, another library
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,14 +1,12 @@
-"""The compilation cache: code is run from it, so only the user may write there. And what compiling leaves behind."""
+"""The compilation cache: code is run from it, so only the user may write there."""
 
-import os
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-from jaxpretrain.training.compilation import give_back_memory, use_compilation_cache
+from jaxpretrain.training.compilation import use_compilation_cache
 
 SETTINGS = (
     "jax_compilation_cache_dir",
@@ -54,13 +52,3 @@ def test_a_folder_that_others_can_write_is_not_used(cache: Path, mode: int):
 def test_a_home_that_cannot_be_written_is_no_error(cache: Path):
     cache.parent.write_text("a file where a folder is wanted")
     assert not used()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps nothing, or gives nothing back")
-def test_freed_memory_is_given_back():
-    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # noqa: E731
-    blocks = [bytes(10_000) for _ in range(20_000)]
-    del blocks[:-1]  # the last one keeps the library from giving back the rest by itself
-    before = resident()
-    give_back_memory()
-    assert resident() < before - 100e6

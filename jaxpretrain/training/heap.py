@@ -1,0 +1,35 @@
+"""The C library's heap: what compiling took goes back to the system, what a step took stays for the next one.
+
+On CPUs a compiled program takes its temporary memory as one block, and frees it at its end. glibc gets a large block from
+the system anew each time, and the kernel fills it page by page: at 2 × 128 a third of a step (docs/performance.md).
+"""
+
+import ctypes
+from contextlib import suppress
+
+import jax
+
+# Of glibc's malloc.h. A system or library without them is left as it is.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def _tell_malloc(option: int, value: int) -> None:
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(option, value)
+
+
+def use_one_heap() -> None:
+    """Lets all threads that start from now on allocate from the main heap; comes before jax has a backend.
+
+    A thread's own heap holds 64 MiB at most, so what is larger would still come from the system each time.
+    """
+    _tell_malloc(_ARENA_MAX, 1)
+
+
+def keep_freed_memory() -> None:
+    """Gives back to the system what is free now, and on CPUs keeps what is freed later; comes after compiling."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    if jax.default_backend() == "cpu":
+        _tell_malloc(_MMAP_MAX, 0)
+        _tell_malloc(_TRIM_THRESHOLD, -1)  # never
