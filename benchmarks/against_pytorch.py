@@ -38,9 +38,12 @@ def ours(layers: int, width: int, heads: int, batch: int, vocab: int) -> Callabl
     import jax
     from step_time import VARIANTS, make
 
+    from jaxpretrain.training.heap import use_one_heap
+
     options = argparse.Namespace(
         layers=layers, hidden=width, heads=heads, batch=batch, vocab=vocab, length=LENGTH, notes=1000
     )
+    use_one_heap()
     variant = make(VARIANTS["BERT-A"], options)
     print(json.dumps({"flops": variant.flops}), flush=True)
 

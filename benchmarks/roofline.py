@@ -23,6 +23,7 @@ from study import machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
 from jaxpretrain.training import flops
+from jaxpretrain.training.heap import use_one_heap
 
 METHODS = ("BERT-A", "TUPE-R", "MC-BERT")
 COLOURS = {"BERT-A": "#000000", "TUPE-R": "#0072b2", "MC-BERT": "#d55e00"}
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/roofline"))
     options = parser.parse_args()
+    use_one_heap()
     load, peak, moves = os.getloadavg()[0], flops.peak_flops(), bandwidth()
     found = {size: {m: measured(size, m, options.rounds) for m in METHODS} for size in options.sizes}
     rows = [

@@ -23,6 +23,7 @@ import numpy as np
 from jaxpretrain.config import Config, sized, validate
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, sharding
+from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
@@ -87,6 +88,7 @@ def make(changes: dict[str, Any], options: argparse.Namespace) -> Variant:
     batch = sharding.put_batch(host_batch, sharding.batch_sharding(mesh))
     step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
     compiled = jax.jit(step, out_shardings=(places, None), donate_argnums=0).lower(state, batch).compile()
+    keep_freed_memory()  # as training does
     return Variant(compiled, state, batch, flops.step_flops(config, options.vocab, shapes.params, batch))
 
 
@@ -116,6 +118,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="besides BERT-A")
     parser.add_argument("--out", type=Path, help="folder for step_time.md and step_time.json")
     options = parser.parse_args()
+    use_one_heap()
 
     names = [name for name in VARIANTS if name == "BERT-A" or not options.only or name in options.only]
     load = os.getloadavg()[0]
