@@ -14,9 +14,9 @@ import jax
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def _tell_malloc(option: int, value: int) -> None:
+def _call(function: str, *arguments: int) -> None:
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(option, value)
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def use_one_heap() -> None:
@@ -24,13 +24,12 @@ def use_one_heap() -> None:
 
     A thread's own heap holds 64 MiB at most, so what is larger would still come from the system each time.
     """
-    _tell_malloc(_ARENA_MAX, 1)
+    _call("mallopt", _ARENA_MAX, 1)
 
 
 def keep_freed_memory() -> None:
     """Gives back to the system what is free now, and on CPUs keeps what is freed later; comes after compiling."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    _call("malloc_trim", 0)
     if jax.default_backend() == "cpu":
-        _tell_malloc(_MMAP_MAX, 0)
-        _tell_malloc(_TRIM_THRESHOLD, -1)  # never
+        _call("mallopt", _MMAP_MAX, 0)
+        _call("mallopt", _TRIM_THRESHOLD, -1)  # never
