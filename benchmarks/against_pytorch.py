@@ -188,7 +188,8 @@ def main() -> None:
         f"load before {load:.2f}, after {os.getloadavg()[0]:.2f}."
     )
     head = ["size", "ours, ms", "of the matrix product's peak", *(f"{kind}, over ours" for kind in STEPS[1:])]
-    body = f"{table(head, rows)}\n\nAbove 1: ours is faster.\n\n`python benchmarks/against_pytorch.py`"
+    command = f"python benchmarks/against_pytorch.py --rounds {options.rounds} --sizes {' '.join(options.sizes)}"
+    body = f"{table(head, rows)}\n\nAbove 1: ours is faster.\n\n`{command}`"
     files = {"seconds.json": json.dumps(record | {"peak": peak}, indent=1) + "\n"}
     write_record(options.out, "A step against PyTorch", about, body, files)
 

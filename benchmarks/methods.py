@@ -9,7 +9,9 @@ then writes the record. Its folder keeps what finished runs are judged by: the s
 
 import argparse
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from study import machine, table, train_missing_together, write_record
 
+from jaxpretrain.data.build import prepare
+from jaxpretrain.data.sources import pydocs
 from jaxpretrain.evaluation import curves
 from jaxpretrain.evaluation.curves import Curve, Estimate, Method
 from jaxpretrain.evaluation.pictures import learning_curves, png
@@ -105,6 +109,26 @@ def keep(workdir: Path, folder: Path) -> None:
     shutil.copy(workdir / "DONE", folder)
 
 
+def check_text(folder: Path) -> str:
+    """The fingerprint of the text, which all runs of a record share; ends the program where it is another one.
+
+    `python-docs` depends on the versions of Python and of the packages: the record keeps them.
+    """
+    config = runpy.run_path("configs/bert.py")["get_config"]("tiny")
+    of_data = {name.removeprefix("data."): value for name, value in SETTING.items() if name.startswith("data.")}
+    found = prepare(replace(config.data, **of_data), config.notes, progress=True).fingerprint
+    path = folder / "text.json"
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["fingerprint"] != found:
+            there = ", ".join(sorted({*kept["versions"]}.difference(pydocs.identity()))) or "the same versions"
+            sys.exit(f"{folder}: its runs are of another text than here: install {there}, or give another --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"fingerprint": found, "versions": pydocs.identity()}, indent=1) + "\n")
+    return found
+
+
 class Study:
     """The runs of some methods, and what came of them.
 
@@ -187,6 +211,7 @@ def main() -> None:
     seeds, cloze, others = options.seeds, *([n for n in names if two_networks(n) == which] for which in (False, True))
 
     study = Study(options.runs, options.out, seeds)
+    fingerprint = check_text(study.record)
     study.train([judged(name, rate) for name in names for rate in RATES])
     rates = {name: study.search(name) for name in names}
     study.train([judged(name, rates[name], seed) for seed in seeds for name in names])
@@ -219,6 +244,7 @@ def main() -> None:
     about = (
         f"Two layers × 128, {STEPS:,} steps of 64 × 32 tokens of python-docs in 1,024 pieces; seeds "
         f"{', '.join(map(str, options.seeds))}: mean (lowest – highest). Loss by frequency alone: {floor:.3f}. "
+        f"Text: fingerprint {fingerprint[:12]}, of the versions in `runs/text.json`. "
         f"Protocol: docs/study.md. {machine()}, a core to a run."
     )
     searched = [[name, *(f"{study.end(judged(name, rate)):.3f}" for rate in RATES)] for name in names]
