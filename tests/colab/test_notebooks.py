@@ -75,4 +75,5 @@ def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == PICTURES[path.stem]
     if folder := os.environ.get("JAXPRETRAIN_NOTEBOOKS_OUT"):  # to be looked at
+        Path(folder).mkdir(parents=True, exist_ok=True)
         nbformat.write(book, Path(folder) / path.name)
