@@ -113,7 +113,10 @@ def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarra
 
 
 def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int = 32) -> list[list[dict[str, float]]]:
-    """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities."""
+    """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities.
+
+    Of the `top` pieces, those that read alike (a mark with and without a space before it) count as one.
+    """
     rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     top = min(top, run.tokenizer.vocab_size)
 
@@ -131,16 +134,16 @@ def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int
             row[: len(found)] = found
         probabilities, pieces = jax.device_get(best(tokens, positions))
         for i, found in enumerate(masks):
-            answers.append(
-                [
-                    {
-                        shown(run.tokenizer, piece): float(p)
-                        for piece, p in zip(pieces[i, j], probabilities[i, j], strict=True)
-                    }
-                    for j in range(len(found))
-                ]
-            )
+            answers.append([_answer(run.tokenizer, pieces[i, j], probabilities[i, j]) for j in range(len(found))])
     return answers
+
+
+def _answer(tokenizer: Tokenizer, pieces: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    answer: dict[str, float] = {}
+    for piece, probability in zip(pieces, probabilities.tolist(), strict=True):
+        text = shown(tokenizer, piece)
+        answer[text] = answer.get(text, 0.0) + probability
+    return dict(sorted(answer.items(), key=lambda item: -item[1]))
 
 
 def shown(tokenizer: Tokenizer, piece: int) -> str:

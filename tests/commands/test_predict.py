@@ -10,6 +10,8 @@ import pytest
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES
+from jaxpretrain.evaluation import trained
+from jaxpretrain.evaluation.trained import shown
 from jaxpretrain.predict import embed, fill_masks, load_run, print_rows, to_ids
 
 
@@ -33,6 +35,16 @@ def test_masks_are_filled_with_pieces_and_probabilities(model, sentences):
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1
         assert not set(answer) & set(SPECIAL_PIECES)
+
+
+def test_pieces_that_read_alike_count_as_one(model, monkeypatch: pytest.MonkeyPatch):
+    size = model.tokenizer.vocab_size
+    [[apart]] = fill_masks(model, ["[MASK]"], top=size)
+    monkeypatch.setattr(trained, "shown", lambda tokenizer, piece: shown(tokenizer, piece)[-1])
+    [[alike]] = fill_masks(model, ["[MASK]"], top=size)
+    assert len(alike) < len(apart)
+    assert sum(alike.values()) == pytest.approx(sum(apart.values()))
+    assert list(alike.values()) == sorted(alike.values(), reverse=True)
 
 
 def test_a_typed_mask_is_the_special_piece(model):
