@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.evaluation.curves import (
@@ -345,6 +346,8 @@ def _dress(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.set_xlabel(x, fontsize=12)
     axes.set_ylabel(y, fontsize=12)
     axes.tick_params(labelsize=11)
+    if isinstance(formatter := axes.yaxis.get_major_formatter(), ScalarFormatter):
+        formatter.set_useOffset(False)  # a tick says its value, not what it adds to one in a corner
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
