@@ -5,8 +5,6 @@ A recipe in `configs/` starts from `sized(SIZE)` and changes a few fields; the c
 """
 
 import dataclasses
-import hashlib
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -352,33 +350,6 @@ def changed_fields(old: Any, new: Any) -> list[str]:
         for name in before
         if before[name] != after[name] and not is_free(new, name)
     ]
-
-
-def workdir_name(config: Config, recipe: Config) -> str:
-    """`runs/NAME-SIZE`, with the overrides of the recipe that change the result: `runs/bert-tiny-position=relative`."""
-    return "runs/" + "-".join([config.name, config.size, *overrides(config, recipe)])
-
-
-def overrides(config: Any, recipe: Any, without: tuple[str, ...] = ()) -> list[str]:
-    """The fields of a config that change the result and differ from its recipe's, as `position=relative`."""
-    before, after = flatten(recipe), flatten(config)
-    leaves = [name.rsplit(".", 1)[-1] for name in after]
-    parts = []
-    for name, value in after.items():
-        if value != before[name] and name not in without and not is_free(config, name):
-            leaf = name.rsplit(".", 1)[-1]
-            short = leaf if leaves.count(leaf) == 1 else name
-            parts.append(f"{short}={plain(str(value))}")
-    return parts
-
-
-def plain(text: str) -> str:
-    """A text as part of a folder's name: itself, or, where a shell might read it otherwise, its words and a digest."""
-    name = text.replace("/", "_").replace(" ", "")
-    if re.fullmatch(r"[\w.,=+@-]*", name):
-        return name
-    words = "-".join(re.findall(r"[^\W_]+", text))[-60:].strip("-")
-    return f"{words}-{hashlib.blake2b(repr(text).encode(), digest_size=3).hexdigest()}"
 
 
 def max_positions(config: Config) -> int:

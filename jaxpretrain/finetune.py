@@ -29,7 +29,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxpretrain import cli
-from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, overrides, plain, validate_finetune
+from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, validate_finetune
 from jaxpretrain.evaluation.finetuned import (
     describe,
     label,
@@ -49,7 +49,7 @@ from jaxpretrain.training.checkpoint_files import committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
 from jaxpretrain.training.metrics import add_to_lines
-from jaxpretrain.training.workdir import locked, notes_of_run
+from jaxpretrain.training.workdir import locked, notes_of_run, overrides, plain
 
 flags.declare_key_flag("workdir")
 PROBE = flags.DEFINE_bool(

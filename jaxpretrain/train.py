@@ -28,7 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxpretrain import cli
-from jaxpretrain.config import Config, workdir_name
+from jaxpretrain.config import Config
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
@@ -55,6 +55,7 @@ from jaxpretrain.training.workdir import (
     locked,
     params_of_run,
     read_config,
+    workdir_name,
     write_run_files,
 )
 

@@ -1,9 +1,10 @@
-"""A run's folder: which run it belongs to, and what lies beside the checkpoints."""
+"""A run's folder: its name, which run it belongs to, and what lies beside the checkpoints."""
 
 import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,13 +14,40 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxpretrain.config import Config, ConfigError, changed_fields, from_dict, to_dict
+from jaxpretrain.config import Config, ConfigError, changed_fields, flatten, from_dict, is_free, to_dict
 from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint import restore_params
+
+
+def workdir_name(config: Config, recipe: Config) -> str:
+    """`runs/NAME-SIZE`, with the overrides of the recipe that change the result: `runs/bert-tiny-position=relative`."""
+    return "runs/" + "-".join([config.name, config.size, *overrides(config, recipe)])
+
+
+def overrides(config: Any, recipe: Any, without: tuple[str, ...] = ()) -> list[str]:
+    """The fields of a config that change the result and differ from its recipe's, as `position=relative`."""
+    before, after = flatten(recipe), flatten(config)
+    leaves = [name.rsplit(".", 1)[-1] for name in after]
+    parts = []
+    for name, value in after.items():
+        if value != before[name] and name not in without and not is_free(config, name):
+            leaf = name.rsplit(".", 1)[-1]
+            short = leaf if leaves.count(leaf) == 1 else name
+            parts.append(f"{short}={plain(str(value))}")
+    return parts
+
+
+def plain(text: str) -> str:
+    """A text as part of a folder's name: itself, or, where a shell might read it otherwise, its words and a digest."""
+    name = text.replace("/", "_").replace(" ", "")
+    if re.fullmatch(r"[\w.,=+@-]*", name):
+        return name
+    words = "-".join(re.findall(r"[^\W_]+", text))[-60:].strip("-")
+    return f"{words}-{hashlib.blake2b(repr(text).encode(), digest_size=3).hexdigest()}"
 
 
 def read_config(workdir: epath.Path) -> Config | None:

@@ -23,8 +23,8 @@ from jaxpretrain.config import (
     to_dict,
     validate,
     validate_finetune,
-    workdir_name,
 )
+from jaxpretrain.training.workdir import workdir_name
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized(" in path.read_text())  # of `train`
