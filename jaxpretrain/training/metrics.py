@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 import jax
@@ -93,8 +94,9 @@ class MetricWriter:
         """Flushes and closes the files."""
         if self._lines is not None:
             self.flush()
-            self._lines.file.close()
-            self._events.file.close()
+            for file in (self._lines.file, self._events.file):
+                with suppress(OSError):  # it tries once more what `write` could not write, and said so
+                    file.close()
             self._lines = None
 
     def _event(self, event: Event) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,8 @@ def test_tensorboard_events(tmp_path: Path):
 def test_full_disk_names_the_file(tmp_path: Path):
     writer = MetricWriter(tmp_path)
     assert writer._lines is not None
-    writer._lines.file = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
-    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+    writer._lines.file = open("/dev/full", "r+b")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"), closing(writer):
         writer.write(1, {"a": 1})
 
 
