@@ -1,6 +1,7 @@
 """What every command shares: the `--config` flag, one line for a mistake, and no stack trace."""
 
 import difflib
+import errno
 import io
 import logging as stdlib_logging
 import re
@@ -117,7 +118,8 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
         try:
             main(argv)
         except (ConfigError, Failure, CheckpointError, OSError) as error:
-            fail(error)
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)  # may come without the file's name
+            fail(f"{error}; free some space, then give the same command again" if full else error)
         except KeyboardInterrupt:  # outside the training loop, which saves first
             fail("interrupted", 130)
 

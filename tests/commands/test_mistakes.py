@@ -138,6 +138,13 @@ def test_a_disk_that_fills_up(command, run, tmp_path: Path):
     assert done.code == 0, done.err
 
 
+def test_a_full_disk_at_any_place(run):
+    script = "from jaxpretrain import cli; cli.run_plain(lambda _: print('x', file=open('/dev/full', 'w'), flush=True))"
+    done = run([sys.executable, "-c", script])
+    assert "No space left on device; free some space, then give the same command again" in done.error()
+    assert done.code == 2
+
+
 def test_a_step_that_is_not_finite(command, run, tmp_path: Path):
     flags = ["--config.optim.learning_rate=1e30", "--config.optim.warmup_steps=0"]
     done = run(command("train", "--workdir", tmp_path / "run", *flags))
