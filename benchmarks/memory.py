@@ -52,10 +52,12 @@ PARTS = ("state", "besides", "moved")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
 
 
-def measure(fields: dict[str, Any], vocab: int = 32_768, notes: int = 200_000, devices: int = 1) -> dict[str, float]:
+def measure(
+    fields: dict[str, Any] | None = None, vocab: int = 32_768, notes: int = 200_000, devices: int = 1
+) -> dict[str, float]:
     """MB a device of one step: the state, what is needed besides it, and what collectives make."""
     config = sized("small")
-    for name, value in (BASE | fields).items():
+    for name, value in (BASE | (fields or {})).items():
         room, _, field = name.partition(".")
         setattr(getattr(config, room), field, value)
     validate(config)
