@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 SIZES = {  # layers, width, heads, batch, vocabulary
     "2 × 128": (2, 128, 2, 32, 8192),
@@ -188,8 +188,7 @@ def main() -> None:
         f"load before {load:.2f}, after {os.getloadavg()[0]:.2f}."
     )
     head = ["size", "ours, ms", "of the matrix product's peak", *(f"{kind}, over ours" for kind in STEPS[1:])]
-    command = f"python benchmarks/against_pytorch.py --rounds {options.rounds} --sizes {' '.join(options.sizes)}"
-    body = f"{table(head, rows)}\n\nAbove 1: ours is faster.\n\n`{command}`"
+    body = f"{table(head, rows)}\n\nAbove 1: ours is faster.\n\n`{command()}`"
     files = {"seconds.json": json.dumps(record | {"peak": peak}, indent=1) + "\n"}
     write_record(options.out, "A step against PyTorch", about, body, files)
 

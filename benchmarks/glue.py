@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.curves import config_of
 from jaxpretrain.evaluation.finetuned import read_trials
@@ -36,7 +36,9 @@ def main() -> None:
 
     def arguments(task: str, untrained: bool, run: str) -> list[str]:
         chosen = [field.removeprefix(f"{task}:") for field in options.set if ":" not in field or field.startswith(task)]
-        fields = [f"--config.{field}" for field in chosen] + ["--config.untrained=true"] * untrained
+        last = dict(field.split("=", 1) for field in chosen)  # of a field that is set twice
+        fields = [f"--config.{name}={value}" for name, value in last.items()]
+        fields += ["--config.untrained=true"] * untrained
         return [
             "--config",
             f"configs/glue.py:{options.size}",
@@ -51,8 +53,8 @@ def main() -> None:
         for untrained in (False, True):
             workdir = options.runs / f"{task}{'-untrained' if untrained else ''}"
             data = [f"--config.data_dir={options.data_dir}"] if options.data_dir else []
-            command = [*arguments(task, untrained, options.run), *data, "--workdir", str(workdir)]
-            subprocess.run([sys.executable, "-m", "jaxpretrain.finetune", *command, "--probe"], check=True)
+            given = [*arguments(task, untrained, options.run), *data, "--workdir", str(workdir)]
+            subprocess.run([sys.executable, "-m", "jaxpretrain.finetune", *given, "--probe"], check=True)
             about = json.loads((workdir / "summary.json").read_text())
             values = [
                 next(iter(r.scores.values()))[about["metric"]]
@@ -92,7 +94,7 @@ def main() -> None:
     )
     body = (
         f"{table(head, rows)}\n\n{commands}\n\nUntrained with `--config.untrained=true`. "
-        "All: `python benchmarks/glue.py --run RUN --data-dir GLUE`"
+        f"All: `{command(run='RUN', data_dir='GLUE')}`"
     )
     files = {"glue.json": json.dumps(record, indent=1) + "\n"}
     write_record(options.out, "GLUE from a tiny encoder", about, body, files)

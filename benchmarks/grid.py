@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 from jaxpretrain.config import FinetuneConfig, max_positions
 from jaxpretrain.evaluation.finetuning import Finetuner, Grid, Result
@@ -86,7 +86,7 @@ def main() -> None:
     body = (
         table(["", "seconds, each turn"], [[n, ", ".join(f"{s:.1f}" for s in v)] for n, v in seconds.items()])
         + f"\n\nOne after another takes {ratio:.2f} times as long as one program. Largest difference of a dev score: "
-        f"{differing:.4f}.\n\n`python benchmarks/grid.py --run RUN --task {data.task.name}`"
+        f"{differing:.4f}.\n\n`{command(run='RUN', data_dir='GLUE')}`"
     )
     record = {"seconds": seconds, "ratio": ratio, "largest_difference": differing}
     write_record(options.out, "A grid as one program", about, body, {"grid.json": json.dumps(record, indent=1) + "\n"})

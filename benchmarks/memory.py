@@ -17,7 +17,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import jax  # after the flags
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 from tqdm import tqdm
 
 from jaxpretrain.config import sized, validate
@@ -145,7 +145,7 @@ def main() -> None:
         "By length: MB per sequence that a step needs besides its state.\n\n"
         f"{table(['positions', *(f'T {T:,}' for T in lengths)], by_length)}\n\n"
         "By the rest: the state; what a step needs besides; what collectives bring to a device.\n\n"
-        f"{table(['what grows', 'to', 'state', 'besides', 'collectives'], others)}\n\n`python benchmarks/memory.py`"
+        f"{table(['what grows', 'to', 'state', 'besides', 'collectives'], others)}\n\n`{command()}`"
     )
     write_record(options.out, "Memory of a step", about, body, {"memory.json": json.dumps(found, indent=1) + "\n"})
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, train_missing_together, write_record
+from study import command, machine, table, train_missing_together, write_record
 
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.sources import pydocs
@@ -254,7 +254,7 @@ def main() -> None:
         table(["method", *(f"{rate:g}" for rate in RATES)], searched),
         "![held-out loss](curves.png)",
         f"BERT-A: `python -m jaxpretrain.train {each}`",
-        "All: `python benchmarks/methods.py`. The folder `runs` holds each run's config and held-out metrics.",
+        f"All: `{command()}`. The folder `runs` holds each run's config and held-out metrics.",
     ]
     drawn = learning_curves(methods, baseline, LOSS, factors)
     write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), {"curves.png": png(drawn)})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from study import machine, table, train_missing, write_record
+from study import command, machine, table, train_missing, write_record
 
 from jaxpretrain.evaluation.curves import read_series
 from jaxpretrain.evaluation.pictures import notes_learnt, png
@@ -95,7 +95,7 @@ def main() -> None:
     )
     body = (
         f"{table(head, rows)}\n\n{table(gain, saved)}\n\n![held-out loss by steps](curves.png)\n\n"
-        f"![what the notes learnt](notes.png)\n\n{commands}\n\nAll: `python benchmarks/notes.py`"
+        f"![what the notes learnt](notes.png)\n\n{commands}\n\nAll: `{command(source=named)}`"
     )
     curves = {
         methods[w]: {

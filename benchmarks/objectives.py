@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from study import machine, table, train_missing, write_record
+from study import command, machine, table, train_missing, write_record
 
 from jaxpretrain.evaluation.curves import read_series
 from jaxpretrain.evaluation.pictures import QUIZ_METRICS, png, positions_attend, quiz_over_time
@@ -87,7 +87,7 @@ def main() -> None:
         f"MC-BERT's quiz:\n\n{table(['held out', f'step {int(steps[0]):,}', f'step {int(steps[-1]):,}'], quiz)}\n\n"
         "![the quiz over training](quiz.png)\n\n"
         f"![how positions attend to positions in MC-BERT's main model](positions.png)\n\n"
-        f"{commands}\n\nAll: `python benchmarks/objectives.py`"
+        f"{commands}\n\nAll: `{command()}`"
     )
     curves = {
         name: {"step": s.tolist()} | {m: v.tolist() for m, v in values.items()} for name, (s, values) in found.items()

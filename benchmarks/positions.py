@@ -8,18 +8,19 @@ writes the table and every curve. Same text, same order of batches and same mask
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, train_missing, write_record
+from study import command, machine, table, train_missing, write_record
 
-from jaxpretrain.compare import compare
-from jaxpretrain.evaluation.curves import read_series
+from jaxpretrain.evaluation.curves import factors, read_methods, read_series
 from jaxpretrain.evaluation.pictures import learning_curves, png
 
 POSITIONS = {"BERT-A": "absolute", "BERT-R": "relative", "TUPE-A": "tupe_a", "TUPE-R": "tupe_r"}
+LOSS = "eval/mlm_loss"
 SHOWN = (500, 1000, 1500, 2000, 2500)
-METRICS = {"mlm_loss": "eval/mlm_loss", "unigram_loss": "eval/unigram_loss", "seconds": "total/seconds"}
+METRICS = {"mlm_loss": LOSS, "unigram_loss": "eval/unigram_loss", "seconds": "total/seconds"}
 
 
 def arguments(position: str, seed: int | str) -> list[str]:
@@ -34,7 +35,7 @@ def arguments(position: str, seed: int | str) -> list[str]:
 def curve(workdir: Path) -> dict[str, list[float]]:
     """Steps, held-out loss and training seconds of a run."""
     steps, series = read_series(workdir, list(METRICS.values()))
-    there = np.isfinite(series["eval/mlm_loss"])
+    there = np.isfinite(series[LOSS])
     return {"step": steps[there].tolist()} | {short: series[name][there].tolist() for short, name in METRICS.items()}
 
 
@@ -64,10 +65,11 @@ def main() -> None:
     each = " ".join(arguments("POSITION", "SEED"))
     body = (
         f"{table(head, rows)}\n\nEach run: `python -m jaxpretrain.train {each}`\n"
-        "(`configs/tupe.py` for the two TUPE forms.) All: `python benchmarks/positions.py`"
+        f"(`configs/tupe.py` for the two TUPE forms.) All: `{command()}`"
     )
-    compared = compare([str(workdir) for workdir in workdirs.values()], metric="eval/mlm_loss")
-    drawn = learning_curves(compared.methods, compared.baseline, compared.metric, compared.factors)
+    read = read_methods([str(workdir) for workdir in workdirs.values()], LOSS)
+    methods = [replace(method, label=name) for method, name in zip(read, POSITIONS, strict=True)]
+    drawn = learning_curves(methods, methods[0], LOSS, factors(methods, methods[0], LOSS), over=("step",))
     files = {"curves.json": json.dumps(curves, indent=1) + "\n", "curves.png": png(drawn)}
     write_record(options.out, "Positions at tiny", about, body + "\n\n![held-out loss](curves.png)", files)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 BEAM = "--runner=FnApiRunner --direct_num_workers=2 --direct_running_mode=multi_processing"
 MB = 10**6
@@ -282,7 +282,7 @@ def main() -> None:
         f"Generated text, {FILE // MB} MB a file, words by Zipf's law with new ones to the end. {machine()}. "
         "Linux's `/proc`, sampled twice a second; anonymous: what is no file's."
     )
-    body += f"\n\nAll: `python benchmarks/prepare.py --sizes {' '.join(map(str, options.sizes))} --beam {options.beam}`"
+    body += f"\n\nAll: `{command()}`"
     files = {"prepare.json": json.dumps({"sizes": runs, "beam": beam}, indent=1) + "\n"}
     write_record(options.out, "Preparing: memory and time by size of the text", about, body, files)
 

@@ -19,7 +19,7 @@ import numpy as np
 from against_pytorch import SIZES
 from matplotlib.figure import Figure
 from step_time import VARIANTS, make
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
 from jaxpretrain.training import flops
@@ -110,7 +110,7 @@ def main() -> None:
         f"{moves / 1e9:,.1f} GB/s. {machine()}; load before {load:.2f}, after {os.getloadavg()[0]:.2f}."
     )
     head = ["step", "ms", "GFLOP", "GB moved", "FLOPs a byte", "of the matrix product"]
-    body = f"{table(head, rows)}\n\n![roofline](roofline.png)\n\n`python benchmarks/roofline.py`"
+    body = f"{table(head, rows)}\n\n![roofline](roofline.png)\n\n`{command()}`"
     numbers = {"peak": peak, "bytes_per_second": moves, "load": load, "steps": found}
     files = {"roofline.json": json.dumps(numbers, indent=1) + "\n", "roofline.png": png(drawn(found, peak, moves))}
     write_record(options.out, "What bounds a step", about, body, files)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, train_missing_together, write_record
+from study import command, machine, table, train_missing_together, write_record
 
 from jaxpretrain.evaluation import curves
 from jaxpretrain.evaluation.pictures import learning_curves, png
@@ -74,7 +74,7 @@ def main() -> None:
     each = "\n".join(
         f"- {name}: `python -m jaxpretrain.train {' '.join(arguments(*METHODS[name], 'SEED'))}`" for name in METHODS
     )
-    body = f"{table(head, rows)}\n\n![held-out loss](curves.png)\n\n{each}\n\nAll: `python benchmarks/short_first.py`"
+    body = f"{table(head, rows)}\n\n![held-out loss](curves.png)\n\n{each}\n\nAll: `{command()}`"
     kept = {
         method.label: {
             str(config.train.seed): {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
 from jaxpretrain.training import metrics
@@ -133,7 +133,7 @@ def main() -> None:
     head = ["", "second tenth of the run", "last tenth", "change"]
     body = (
         f"{table(head, rows)}\n\n![memory, threads and files, and step time over the run](soak.png)\n\n"
-        f"`python benchmarks/soak.py`, which runs `python -m jaxpretrain.train {' '.join(arguments)}`"
+        f"`{command()}`, which runs `python -m jaxpretrain.train {' '.join(arguments)}`"
     )
     curves = {name: values.tolist() for name, values in seen.items()}
     files = {"soak.json": json.dumps(curves) + "\n", "soak.png": png(picture(seen, steps, step_ms))}

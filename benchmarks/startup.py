@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from study import machine, table, write_record
+from study import command, machine, table, write_record
 
 from jaxpretrain.training import metrics
 
@@ -74,7 +74,7 @@ def main() -> None:
         f"Seconds from the command to the end of the first step, `{options.config}`, text python-docs: median and "
         f"range of {options.times} starts (one with nothing). {machine()}; load before {load:.2f}."
     )
-    body = f"{table(['what is there', 'seconds', 'range'], rows)}\n\n`python benchmarks/startup.py`"
+    body = f"{table(['what is there', 'seconds', 'range'], rows)}\n\n`{command()}`"
     write_record(options.out, "Starting", about, body, {"startup.json": json.dumps(found, indent=1) + "\n"})
 
 

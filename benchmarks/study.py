@@ -5,6 +5,7 @@ import os
 import platform
 import queue
 import random
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,25 @@ def machine() -> str:
     """Cores and versions, a phrase."""
     version = importlib.metadata.version("jax")
     return f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}, jax {version}"
+
+
+def command(**shown: str) -> str:
+    """The command that is running, as it was given: for the record that it writes.
+
+    Args:
+        shown: by option, what stands for its value (a path of one machine). `--out` and where runs live are left out.
+    """
+    words, option = ["python", f"benchmarks/{Path(sys.argv[0]).name}"], ""
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            option, _, value = word.partition("=")
+            given = [option, *([value] if value else [])]
+        else:
+            given = [word]
+        if option not in ("--out", "--runs", "--work", "--about"):
+            name = option.removeprefix("--").replace("-", "_")
+            words += [w if w == option else shown.get(name) or shlex.quote(w) for w in given]
+    return " ".join(words)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

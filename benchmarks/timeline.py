@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from study import machine, write_record
+from study import command, machine, write_record
 
 from jaxpretrain.evaluation.pictures import png
 
@@ -69,8 +69,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         arguments = ["--config", options.config, f"--config.train.steps={options.steps + 20}", "--config.eval.every=0"]
-        command = [sys.executable, "-m", "jaxpretrain.train", *arguments, f"--profile={options.steps}"]
-        subprocess.run([*command, "--workdir", f"{name}/run"], check=True)
+        started = [sys.executable, "-m", "jaxpretrain.train", *arguments, f"--profile={options.steps}"]
+        subprocess.run([*started, "--workdir", f"{name}/run"], check=True)
         found = spans(Path(name) / "run/profile")
     device = found["device: a step"]
     gaps = device[1:, 0] - device[:-1, 1]
@@ -80,7 +80,7 @@ def main() -> None:
         f"and the next one's begin: median {1e3 * np.median(gaps):,.0f} µs, at most {1e3 * gaps.max():,.0f} µs, of "
         f"steps of {np.median(device[:, 1] - device[:, 0]):.0f} ms. {machine()}; load before {load:.2f}."
     )
-    body = "![what device and host do](timeline.png)\n\n`python benchmarks/timeline.py`"
+    body = f"![what device and host do](timeline.png)\n\n`{command()}`"
     files = {
         "timeline.png": png(drawn(found, 6)),
         "spans.json": json.dumps({k: v.tolist() for k, v in found.items()}) + "\n",

@@ -66,7 +66,11 @@ def metric_label(metric: str) -> str:
 
 
 def learning_curves(
-    methods: Sequence[Method], baseline: Method, metric: str, factors: Mapping[str, Mapping[str, Estimate]]
+    methods: Sequence[Method],
+    baseline: Method,
+    metric: str,
+    factors: Mapping[str, Mapping[str, Estimate]],
+    over: Sequence[str] = AXES,
 ) -> Figure:
     """The metric over steps, tokens, FLOPs and seconds: the mean over seeds in a band from the lowest to the highest.
 
@@ -75,11 +79,13 @@ def learning_curves(
         baseline: one of them; where it ends is dashed.
         metric: its name.
         factors: of `curves.factors`: written at the names.
+        over: the panels, some of `AXES`.
     """
-    figure = Figure(figsize=(WIDTH, 9.5), dpi=DPI, layout="constrained")
+    columns, rows = min(len(over), 2), -(-len(over) // 2)
+    figure = Figure(figsize=(WIDTH * (1 + columns) / 3, 4.75 * rows), dpi=DPI, layout="constrained")
     target, lower = target_of(baseline), lower_is_better(metric)
-    panels: list[Axes] = list(figure.subplots(2, 2, sharey=True).flat)
-    for axes, axis in zip(panels, AXES, strict=True):
+    panels: list[Axes] = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes, axis in zip(panels, over, strict=False):  # of three, the fourth place stays empty
         most = max(float(getattr(curve, axis)[-1]) for method in methods for curve in method.curves)
         scale, unit = next((unit for unit in reversed(_UNITS[axis]) if most >= 4 * unit[0]), _UNITS[axis][0])
         axes.axhline(target, color=GREY, linestyle="--", linewidth=1.2, gid="target")

@@ -1,7 +1,7 @@
 """The C library's heap: what compiling took goes back to the system, what a step took stays for the next one.
 
 On CPUs a compiled program takes its temporary memory as one block, and frees it at its end. glibc gets a large block
-from the system anew each time, and the kernel fills it page by page: at 2 × 128 a third of a step
+from the system anew each time, and the kernel fills it page by page: at 2 × 128 a quarter of a step
 (docs/performance.md).
 """
 
