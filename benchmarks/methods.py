@@ -12,13 +12,15 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from study import command, machine, table, train_missing_together, write_record
+from study import all_done, command, machine, table, train_missing_together, write_record
 
+from jaxpretrain.config import flatten
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.sources import pydocs
 from jaxpretrain.evaluation import curves
@@ -55,14 +57,17 @@ SETTING = {
 }
 STEPS = 6_000
 SHORTER = (3_000, 1_500, 750)
+BUDGETS = sorted([*SHORTER, STEPS])
 RATES = (5e-4, 1e-3, 2e-3)
+MOST_RATES = 6  # where the search ends, whatever it finds
 TUNING, TUNING_RATE = 750, 1e-3
 LOSS = "eval/mlm_loss"
+DIVERGED = "DIVERGED"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a method; `tuned`: of its encoder, `TUNING` steps further as a masked language model."""
+    """One run of a method; `tuned`: of its encoder with a fresh head, `TUNING` steps further, by MLM."""
 
     method: str
     rate: float
@@ -75,25 +80,34 @@ class Run:
         method = self.method.lower().replace(" + ", "+").replace("^", "")
         return f"{method}-rate{self.rate:g}-seed{self.seed}-steps{self.steps}{'-tuned' if self.tuned else ''}"
 
-    def arguments(self, runs: Path) -> list[str]:
-        """Of the training command; warm-up is a twenty-fourth of the steps, and there are 24 evaluations."""
-        fields = SETTING | METHODS[self.method]
-        steps, rate = self.steps, self.rate
+    @property
+    def source(self) -> "Run":
+        """The run that trained the encoder."""
+        return replace(self, tuned=False)
+
+    def fields(self, runs: Path) -> dict[str, Any]:
+        """What its config has besides `configs/bert.py`'s; warm-up a twenty-fourth of the steps, and 24 evaluations."""
+        fields: dict[str, Any] = SETTING | METHODS[self.method]
+        steps, rate, seed = self.steps, self.rate, self.seed
         if self.tuned:
             fields = {name: value for name, value in fields.items() if not name.startswith(("objective.", "notes."))}
-            fields["init_from"] = runs / replace(self, tuned=False).name
-            steps, rate = TUNING, TUNING_RATE
-        fields |= {
+            fields |= {"init_from": str(runs / self.source.name), "init_head": False}
+            steps, rate, seed = TUNING, TUNING_RATE, self.seed + 1000  # other batches than those it began with
+        return fields | {
             "optim.learning_rate": rate,
             "optim.warmup_steps": steps // 24,
             "train.steps": steps,
-            "train.seed": self.seed,
+            "train.seed": seed,
             "eval.every": steps // 24,
             "checkpoint.every_steps": steps // 2,
-            "checkpoint.every_minutes": 0,
+            "checkpoint.every_minutes": 0.0,
             "checkpoint.keep": 1,
         }
-        return ["--config", "configs/bert.py", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+    def arguments(self, runs: Path) -> list[str]:
+        """Of the training command."""
+        fields = [f"--config.{name}={value}" for name, value in self.fields(runs).items()]
+        return ["--config", "configs/bert.py", *fields]
 
 
 def keep(workdir: Path, folder: Path) -> None:
@@ -141,26 +155,62 @@ class Study:
     def train(self, wanted: Sequence[Run]) -> None:
         """Trains what is missing; before an encoder is tuned, the run that it is from."""
         jobs = []
-        for run in wanted:
-            if not (self.record / run.name / "DONE").exists():
-                before = [replace(run, tuned=False)] if run.tuned else []
+        for run in dict.fromkeys(wanted):
+            if not self.known(run):
+                before = [run.source] if run.tuned else []
                 jobs.append({self.runs / r.name: r.arguments(self.runs) for r in [*before, run]})
-        train_missing_together(jobs, lambda job: [keep(workdir, self.record / workdir.name) for workdir in job])
+        train_missing_together(jobs, self.collect)
+
+    def known(self, run: Run) -> bool:
+        """Whether the record has it; ends the program where it was made with other settings than those of today."""
+        folder = self.record / run.name
+        if self.diverged(run):
+            return True
+        if not (folder / "DONE").exists():
+            return False
+        kept = flatten(curves.config_of(folder))
+        for name, value in run.fields(Path()).items():
+            if kept[name] != value:
+                sys.exit(f"{folder}: has {name}={kept[name]!r}, not {value!r}: move it away, or give another --out")
+        return True
+
+    def collect(self, job: Mapping[Path, Sequence[str]]) -> None:
+        """Into the record, what it does not have yet of a job that ended."""
+        for workdir in job:
+            folder = self.record / workdir.name
+            if (workdir / "DONE").exists():
+                if not (folder / "DONE").exists():
+                    keep(workdir, folder)
+            elif "is not finite" in (said := Path(f"{workdir}.log").read_text(errors="replace")[-500:]):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / DIVERGED).write_text(said.strip().splitlines()[-1] + "\n")
+                return
+            else:
+                all_done(job)
+
+    def diverged(self, run: Run) -> bool:
+        """Whether a step was not finite."""
+        return any((self.record / r.name / DIVERGED).exists() for r in (run, run.source))
 
     def end(self, run: Run) -> float:
         """Its last loss."""
-        return float(curves.read_curve(self.record / run.name, LOSS).value[-1])
+        return np.inf if self.diverged(run) else float(curves.read_curve(self.record / run.name, LOSS).value[-1])
 
-    def search(self, method: str) -> float:
-        """The best of `RATES` by seed 0; while it is the lowest or the highest tried, one more beyond is tried."""
-        tried = list(RATES)
+    def search(self, methods: Sequence[str], tuned: bool) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """The best rate of each method by seed 0, and all that were tried.
+
+        While the best is the lowest or the highest of them, one more beyond is tried, by a factor of two.
+        """
+        tried, best = {name: list(RATES) for name in methods}, {}
         while True:
-            best = min(tried, key=lambda rate: self.end(judged(method, rate)))
-            beyond = {min(tried): best / 2, max(tried): best * 2}
-            if best not in beyond:
-                return best
-            tried.append(beyond[best])
-            self.train([judged(method, tried[-1])])
+            self.train([Run(name, rate, 0, tuned=tuned) for name in methods for rate in tried[name]])
+            best = {n: min(tried[n], key=lambda rate: self.end(Run(n, rate, 0, tuned=tuned))) for n in methods}
+            beyond = {n: {min(tried[n]): best[n] / 2, max(tried[n]): best[n] * 2}.get(best[n]) for n in methods}
+            more = {n: rate for n, rate in beyond.items() if rate and len(tried[n]) < MOST_RATES}
+            if not more:
+                return best, tried
+            for name, rate in more.items():
+                tried[name].append(rate)
 
     def method(self, name: str, rate: float) -> Method:
         """Its runs with all seeds, as `compare` reads them."""
@@ -168,27 +218,38 @@ class Study:
         (found,) = curves.read_methods(runs, LOSS)
         return replace(found, label=name)
 
-    def ends(self, run: Run) -> list[float]:
+    def ends(self, run: Run) -> np.ndarray:
         """The last loss by seed."""
-        return [self.end(replace(run, seed=seed)) for seed in self.seeds]
+        return np.array([self.end(replace(run, seed=seed)) for seed in self.seeds])
 
-    def annealed(self, run: Run, target: float) -> Estimate:
-        """How many times fewer steps of a schedule of its own end at `target`, by seed; None: more than all."""
-        budgets = sorted([*SHORTER, STEPS])
-        ends = np.array([self.ends(replace(run, steps=steps)) for steps in budgets]).T
-        logs = np.log(budgets)
-        needed = [curves.first_reach(Curve(logs, logs, logs, logs, losses), target, "step") for losses in ends]
-        return curves.estimate([None if x is None else STEPS / float(np.exp(x)) for x in needed])
+    def flops(self, run: Run) -> float:
+        """Of a step."""
+        curve = curves.read_curve(self.record / run.source.name, LOSS)
+        return float(curve.flops[-1] / curve.step[-1])
+
+    def annealed(self, run: Run, baseline: Run) -> list[str]:
+        """How many times fewer steps and FLOPs schedules of its own need, to end where the baseline does, by seed.
+
+        The losses at the ends of all budgets, as a line over the logarithm of the steps, reach the end that the
+        baseline has with the same seed. Where the shortest budget is enough, more is not known.
+        """
+        logs, needed = np.log(BUDGETS), []
+        ends = np.array([self.ends(replace(run, steps=steps)) for steps in BUDGETS]).T
+        for losses, target in zip(ends, self.ends(baseline), strict=True):
+            needed.append(curves.first_reach(Curve(logs, logs, logs, logs, losses), float(target), "step"))
+        least = any(x is not None and x <= logs[0] for x in needed)
+        spent = curves.estimate([None if x is None else float(np.exp(x)) for x in needed])
+        cells = []
+        for per_step in (1.0, self.flops(run) / self.flops(baseline)):
+            cost = baseline.steps / per_step
+            mean, low, high = (None if x is None else cost / x for x in (spent.mean, spent.high, spent.low))
+            cells.append(("at least " if least and mean else "") + shown(replace(spent, mean=mean, low=low, high=high)))
+        return cells
 
 
 def two_networks(method: str) -> bool:
     """Whether the main network is not the one that the masked language model trains."""
     return "objective.name" in METHODS[method]
-
-
-def judged(method: str, rate: float, seed: int = 0, steps: int = STEPS) -> Run:
-    """The run whose end tells how good a method is."""
-    return Run(method, rate, seed, steps, tuned=two_networks(method))
 
 
 def shown(found: Estimate, digits: int = 2) -> str:
@@ -199,6 +260,27 @@ def shown(found: Estimate, digits: int = 2) -> str:
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} – {found.high:.{digits}f})"
 
 
+def spread(values: np.ndarray) -> str:
+    """The same of what all seeds have."""
+    return shown(curves.estimate(values.tolist()), 3)
+
+
+def by_budget(study: Study, runs: Sequence[Run]) -> str:
+    """The ends of all budgets."""
+    rows = [[run.method, *(f"{study.ends(replace(run, steps=steps)).mean():.3f}" for steps in BUDGETS)] for run in runs]
+    return table(["ends, mean over seeds", *(f"{steps:,} steps" for steps in BUDGETS)], rows)
+
+
+def searched(study: Study, tried: Mapping[str, Sequence[float]], tuned: bool) -> str:
+    """All of the search."""
+    rates = sorted({rate for of_method in tried.values() for rate in of_method})
+    rows = [
+        [n, *(f"{study.end(Run(n, rate, 0, tuned=tuned)):.3f}" if rate in tried[n] else "" for rate in rates)]
+        for n in tried
+    ]
+    return table(["seed 0, by rate", *(f"{rate:g}" for rate in rates)], rows)
+
+
 def main() -> None:
     """Trains, then writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,57 +289,81 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/methods-tiny"))
     options = parser.parse_args()
-    names = [BASELINE, *(name for name in options.only if name != BASELINE)]
-    seeds, cloze, others = options.seeds, *([n for n in names if two_networks(n) == which] for which in (False, True))
-
+    names, seeds = list(dict.fromkeys([BASELINE, *options.only])), list(dict.fromkeys(options.seeds))
     study = Study(options.runs, options.out, seeds)
     fingerprint = check_text(study.record)
-    study.train([judged(name, rate) for name in names for rate in RATES])
-    rates = {name: study.search(name) for name in names}
-    study.train([judged(name, rates[name], seed) for seed in seeds for name in names])
-    study.train([judged(name, rates[name], seed, steps) for seed in seeds for name in names for steps in SHORTER])
-
-    methods = [study.method(name, rates[name]) for name in cloze]
-    baseline, target = methods[0], curves.target_of(methods[0])
-    factors = curves.factors(methods, baseline, LOSS)
-    rows = []
-    for method in methods:
-        annealed = study.annealed(Run(method.label, rates[method.label], 0), target)
-        within = [shown(factors[method.label][axis]) for axis in ("step", "flops")]
-        cells = [f"{rates[method.label]:g}", shown(curves.final_values(method), 3), *within, shown(annealed)]
-        rows.append([method.label, *(cells if method is not baseline else [*cells[:2], *["1"] * 3])])
-    head = ["method", "rate", "held-out loss", "factor: steps", "FLOPs", "annealed: steps"]
-    parts = [table(head, rows)]
-    if others:
-        study.train([Run(BASELINE, rates[BASELINE], seed, tuned=True) for seed in seeds])
-        runs = [Run(name, rates[name], 0, tuned=True) for name in (BASELINE, *others)]
-        ends = [study.ends(run) for run in runs]
-        target = float(np.mean(ends[0]))
-        found = [shown(study.annealed(run, target)) for run in runs[1:]]
-        losses = [shown(curves.estimate(values), 3) for values in ends]
-        rows = [[r.method, f"{r.rate:g}", x, f] for r, x, f in zip(runs, losses, ["1", *found], strict=True)]
-        parts += [
-            f"Encoders, {TUNING} steps further as masked language models, at a rate of {TUNING_RATE:g} for all:",
-            table(["method", "rate", "held-out loss", "annealed: steps"], rows),
-        ]
-    floor = curves.read_curve(methods[0].runs[0], "eval/unigram_loss").value[-1]
+    parts = []
+    for tuned in (False, True):
+        group = [BASELINE, *(name for name in names if name != BASELINE and two_networks(name) == tuned)]
+        if tuned and len(group) == 1:
+            continue
+        rates, tried = study.search(group, tuned)
+        runs = [Run(name, rates[name], 0, tuned=tuned) for name in group]
+        every = [(steps, seed) for steps in reversed(BUDGETS) for seed in seeds]
+        study.train([replace(run, seed=seed, steps=steps) for steps, seed in every for run in runs])
+        parts += tuned_tables(study, runs) if tuned else cloze_tables(study, runs)
+        parts += [by_budget(study, runs), "The search for the rate:", searched(study, tried, tuned)]
+        if not tuned:
+            methods = [study.method(run.method, run.rate) for run in runs]
+            drawn = learning_curves(
+                methods, methods[0], LOSS, curves.factors(methods, methods[0], LOSS), over=("step", "flops")
+            )
+            parts.append("![held-out loss](curves.png)")
+    interval = "95 % of the mean" if len(seeds) >= curves.MANY_SEEDS else "lowest – highest"
     about = (
         f"Two layers × 128, {STEPS:,} steps of 64 × 32 tokens of python-docs in 1,024 pieces; seeds "
-        f"{', '.join(map(str, options.seeds))}: mean (lowest – highest). Loss by frequency alone: {floor:.3f}. "
+        f"{', '.join(map(str, seeds))}: mean ({interval}). "
         f"Text: fingerprint {fingerprint[:12]}, of the versions in `runs/text.json`. "
         f"Protocol: docs/study.md. {machine()}, a core to a run."
     )
-    searched = [[name, *(f"{study.end(judged(name, rate)):.3f}" for rate in RATES)] for name in names]
-    each = " ".join(Run(BASELINE, rates[BASELINE], 0).arguments(options.runs))
-    parts += [
-        "The search, loss of seed 0 by rate:",
-        table(["method", *(f"{rate:g}" for rate in RATES)], searched),
-        "![held-out loss](curves.png)",
-        f"BERT-A: `python -m jaxpretrain.train {each}`",
-        f"All: `{command()}`. The folder `runs` holds each run's config and held-out metrics.",
-    ]
-    drawn = learning_curves(methods, baseline, LOSS, factors)
+    each = " ".join(Run(BASELINE, TUNING_RATE, 0).arguments(options.runs))
+    parts.append(
+        f"A run: `python -m jaxpretrain.train {each}`\n\nAll: `{command()}`. The folder `runs` holds each run's "
+        "config and held-out metrics."
+    )
     write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), {"curves.png": png(drawn)})
+
+
+def cloze_tables(study: Study, runs: Sequence[Run]) -> list[str]:
+    """Of the methods that are trained as masked language models: the ends, and the factors by both readings."""
+    methods = [study.method(run.method, run.rate) for run in runs]
+    within, base = curves.factors(methods, methods[0], LOSS), study.ends(runs[0])
+    rows, notes = [[BASELINE, f"{runs[0].rate:g}", spread(base), *[""] * 6]], []
+    half = replace(runs[0], steps=STEPS // 2)
+    for run in runs[1:]:
+        ends = study.ends(run)
+        factors = [shown(within[run.method][axis]) for axis in ("step", "flops")]
+        factors += [*study.annealed(run, runs[0]), study.annealed(run, half)[0]]
+        rows.append([run.method, f"{run.rate:g}", spread(ends), spread(base - ends), *factors])
+        without = [
+            curves.read_series(study.record / replace(run, seed=seed).name, ["eval/without_notes/mlm_loss"])[1]
+            for seed in study.seeds
+        ]
+        if all(without):
+            off = np.array([next(iter(series.values()))[-1] for series in without])
+            notes.append(f"{run.method} with its notes off at the end: {spread(off)}.")
+    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "within one schedule: steps", "FLOPs"]
+    head += ["annealed: steps", "FLOPs", f"steps, to BERT-A's end with {STEPS // 2:,}"]
+    floor = curves.read_curve(methods[0].runs[0], "eval/unigram_loss").value[-1]
+    return [table(head, rows), " ".join([f"By frequency alone: {floor:.3f}.", *notes])]
+
+
+def tuned_tables(study: Study, runs: Sequence[Run]) -> list[str]:
+    """Of ELECTRA and MC-BERT: their encoders with a fresh head, going on as masked language models."""
+    scratch = Run(BASELINE, TUNING_RATE, 0, TUNING)
+    study.train([replace(scratch, seed=seed) for seed in study.seeds])
+    rows = [["a fresh network", f"{TUNING_RATE:g}", spread(study.ends(scratch)), *[""] * 3]]
+    for run in runs:
+        factors = [""] * 3
+        if run is not runs[0]:
+            factors = [spread(study.ends(runs[0]) - study.ends(run)), *study.annealed(run, runs[0])]
+        rows.append([run.method, f"{run.rate:g}", spread(study.ends(run)), *factors])
+    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "annealed: steps", "FLOPs"]
+    return [
+        f"Encoders with a fresh head, {TUNING} steps further as masked language models, at a rate of {TUNING_RATE:g} "
+        "for all; these steps, the same for all, are in no factor.",
+        table(head, rows),
+    ]
 
 
 if __name__ == "__main__":

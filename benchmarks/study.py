@@ -33,13 +33,14 @@ def made_up_text(documents: int = 150) -> str:
 
 
 def train_missing_together(
-    jobs: Sequence[Mapping[Path, Sequence[str]]], after: Callable[[Mapping[Path, Sequence[str]]], object] = len
+    jobs: Sequence[Mapping[Path, Sequence[str]]], after: Callable[[Mapping[Path, Sequence[str]]], object] | None = None
 ) -> None:
     """As `train_missing`, a job to a core: for networks so small that two cores are no twice as fast as one.
 
     Args:
         jobs: the runs of each follow one another. What a run prints goes to a file beside its workdir.
-        after: called with each job that is done.
+        after: called with each job that has ended; a run without DONE has failed, and those after it were left out.
+            None: the program ends there.
     """
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
@@ -47,15 +48,24 @@ def train_missing_together(
 
     def train(job: Mapping[Path, Sequence[str]]) -> None:
         core = cores.get()
-        for workdir, command in missing(job).items():
-            workdir.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{workdir}.log", "ab") as log:
-                subprocess.run(["taskset", "-c", str(core), *command], check=True, stdout=log, stderr=log)
-        cores.put(core)
-        after(job)
+        try:
+            for workdir, started in missing(job).items():
+                workdir.parent.mkdir(parents=True, exist_ok=True)
+                with open(f"{workdir}.log", "ab") as log:
+                    if subprocess.run(["taskset", "-c", str(core), *started], stdout=log, stderr=log).returncode:
+                        break
+        finally:
+            cores.put(core)
+        (after or all_done)(job)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         list(tqdm(pool.map(train, jobs), total=len(jobs), unit="job", desc="training", smoothing=0))
+
+
+def all_done(job: Mapping[Path, Sequence[str]]) -> None:
+    """Ends the program where a run has failed."""
+    for workdir in missing(job):
+        sys.exit(f"{workdir}: the run failed; {workdir}.log tells how")
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:

@@ -128,7 +128,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             check_pieces(config.init_from, corpus)
             taken = params_of_run(config, like.params)
             state = replace(state, params=state.params | taken)
-            if fresh := sorted(state.params.keys() - taken.keys()):
+            if config.init_head and (fresh := sorted(state.params.keys() - taken.keys())):
                 print(f"note: {config.init_from} has another objective: its encoder is taken, not {', '.join(fresh)}")
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"

@@ -192,14 +192,14 @@ def check_pieces(workdir: str, corpus: Corpus) -> None:
 
 
 def params_of_run(config: Config, like: Any) -> Any:
-    """The best parameters of the run `init_from`; of a run with another objective, those of the encoder alone.
+    """The best parameters of the run `init_from`; without `init_head`, or with another objective, the encoder's alone.
 
     Args:
         config: of this run.
         like: of all its parameters, a tree of `jax.ShapeDtypeStruct` with shardings.
 
     Returns:
-        Placed as `like`; heads and second networks are left out where the objectives differ.
+        Placed as `like`; heads and second networks are left out where the encoder alone is taken.
 
     Raises:
         ConfigError: naming the parameter that does not fit.
@@ -207,7 +207,7 @@ def params_of_run(config: Config, like: Any) -> Any:
     workdir = epath.Path(config.init_from)
     values, _ = restore_params(workdir / "checkpoints", "best")
     theirs = read_config(workdir)
-    if theirs is not None and theirs.objective.name != config.objective.name:
+    if not config.init_head or (theirs is not None and theirs.objective.name != config.objective.name):
         like, values = ({"encoder": params["encoder"]} for params in (like, values))
     wanted, found = _by_name(like), _by_name(values)
     for name in sorted(set(wanted) | set(found)):

@@ -172,8 +172,12 @@ def test_parameters_of_another_run(workdir):
     with pytest.raises(ConfigError, match=r"head/bias is \(3,\) there and absent"):
         params_of_run(config, like({"encoder": params["encoder"]}))
 
-    config.objective.name = "electra"
     write_config(Config(), workdir)
+    assert params_of_run(config, like(params)).keys() == {"encoder", "head"}
+    config.init_head = False
+    assert params_of_run(config, like(params)).keys() == {"encoder"}
+
+    config.init_head, config.objective.name = True, "electra"
     found = params_of_run(config, like({"encoder": params["encoder"], "generator": params["head"]}))
     assert found.keys() == {"encoder"}
 
