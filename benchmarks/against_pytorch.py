@@ -40,13 +40,13 @@ def ours(kind: str, layers: int, width: int, heads: int, batch: int, vocab: int)
     import jax
     from step_time import VARIANTS, make
 
-    from jaxpretrain.training.heap import use_one_heap
+    from jaxpretrain.training.heap import run_in_this_thread
 
     options = argparse.Namespace(
         layers=layers, hidden=width, heads=heads, batch=batch, vocab=vocab, length=LENGTH, notes=1000
     )
     if kind != ANEW:
-        use_one_heap()
+        run_in_this_thread()
     variant = make(VARIANTS["BERT-A"], options)
     print(json.dumps({"flops": variant.flops}), flush=True)
 

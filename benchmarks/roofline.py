@@ -23,7 +23,7 @@ from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
 from jaxpretrain.training import flops
-from jaxpretrain.training.heap import use_one_heap
+from jaxpretrain.training.heap import run_in_this_thread
 
 METHODS = ("BERT-A", "TUPE-R", "MC-BERT")
 COLOURS = {"BERT-A": "#000000", "TUPE-R": "#0072b2", "MC-BERT": "#d55e00"}
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/records/roofline"))
     options = parser.parse_args()
-    use_one_heap()
+    run_in_this_thread()
     load, peak, moves = os.getloadavg()[0], flops.peak_flops(), bandwidth()
     found = {size: {m: measured(size, m, options.rounds) for m in METHODS} for size in options.sizes}
     rows = [

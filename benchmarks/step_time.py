@@ -23,7 +23,7 @@ import numpy as np
 from jaxpretrain.config import Config, sized, validate
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, sharding
-from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
+from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.state import init_state
 from jaxpretrain.training.step import train_step
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="besides BERT-A")
     parser.add_argument("--out", type=Path, help="folder for step_time.md and step_time.json")
     options = parser.parse_args()
-    use_one_heap()
+    run_in_this_thread()
 
     names = [name for name in VARIANTS if name == "BERT-A" or not options.only or name in options.only]
     load = os.getloadavg()[0]

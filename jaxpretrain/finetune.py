@@ -47,7 +47,7 @@ from jaxpretrain.evaluation.trained import Trained, load_run, untrained
 from jaxpretrain.notes import Notes
 from jaxpretrain.training.checkpoint_files import committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
-from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
+from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.metrics import add_to_lines
 from jaxpretrain.training.workdir import locked, notes_of_run, overrides, plain
 
@@ -62,7 +62,7 @@ EVERY = flags.DEFINE_bool(
 
 def main(config: FinetuneConfig) -> None:
     """Fine-tunes from one checkpoint, or from every one."""
-    use_one_heap()
+    run_in_this_thread()
     use_compilation_cache()
     data = load(config.task, config.data_dir)
     for warning in data.warnings:

@@ -37,7 +37,7 @@ from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.compilation import use_compilation_cache
-from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
+from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.metrics import Average, MetricWriter
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.optimizer import schedule
@@ -76,7 +76,7 @@ PROFILE = flags.DEFINE_integer(
 
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
-    use_one_heap()
+    run_in_this_thread()
     if DISTRIBUTED.value or COORDINATOR.value:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))

@@ -11,7 +11,7 @@ from contextlib import suppress
 import jax
 
 # Of glibc's malloc.h. A system or library without them is left as it is.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def _call(function: str, *arguments: int) -> None:
@@ -19,12 +19,12 @@ def _call(function: str, *arguments: int) -> None:
         getattr(ctypes.CDLL(None), function)(*arguments)
 
 
-def use_one_heap() -> None:
-    """Lets all threads that start from now on allocate from the main heap; comes before jax has a backend.
+def run_in_this_thread() -> None:
+    """Lets computations on one CPU device run in the thread that asks for them; comes before jax has a backend.
 
-    A thread's own heap holds 64 MiB at most, so what is larger would still come from the system each time.
+    Other threads' heaps hold 64 MiB at most: what is larger would come from the system each time, whatever it is told.
     """
-    _call("mallopt", _ARENA_MAX, 1)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def keep_freed_memory() -> None:

@@ -23,9 +23,9 @@ print(before - resident())
 KEPT = """
 import resource, sys
 import jax, jax.numpy as jnp
-from jaxpretrain.training.heap import keep_freed_memory, use_one_heap
+from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 if sys.argv[1] == "told":
-    use_one_heap()
+    run_in_this_thread()
 x = jnp.ones((3000, 3000))
 step = jax.jit(lambda x: jnp.tanh(x + x[:, :8] @ x[:8]), donate_argnums=0).lower(x).compile()
 assert step.memory_analysis().temp_size_in_bytes >= x.nbytes
