@@ -102,8 +102,8 @@ def _prepare(config: DataConfig, notes: NotesConfig, progress: bool, machines: M
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
         scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        scratch.mkdir()  # not by tempfile, which lets nobody else read it
         try:
+            scratch.mkdir()  # not by tempfile, which lets nobody else read it
             _build(config, notes, parts, own, settings, scratch, progress, machines)
             _put_in_place(scratch, folder)
         finally:
@@ -269,7 +269,10 @@ def _pool(workers: int, setting: str) -> Iterator[Executor | None]:
     # load JAX there too, or run a script that has no `if __name__ == "__main__"` again: so it is shown an empty one.
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
+    # Python's tracker of semaphores starts here. It removes what a process that is stopped leaves, and need not say so.
+    sys.warnoptions.append("ignore:resource_tracker")
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    sys.warnoptions.pop()
     try:
         yield pool
         pool.shutdown()
