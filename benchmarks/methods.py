@@ -91,7 +91,7 @@ class Run:
         steps, rate, seed = self.steps, self.rate, self.seed
         if self.tuned:
             fields = {name: value for name, value in fields.items() if not name.startswith(("objective.", "notes."))}
-            fields |= {"init_from": str(runs / self.source.name), "init_head": False}
+            fields |= {"init_from": str(runs / self.source.name), "init_encoder_only": True}
             steps, rate, seed = TUNING, TUNING_RATE, self.seed + 1000  # other batches than those it began with
         return fields | {
             "optim.learning_rate": rate,

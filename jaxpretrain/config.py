@@ -172,7 +172,7 @@ class Config:
     name: str = "bert"  # of the recipe; names the default workdir
     size: str = "tiny"
     init_from: str = ""  # workdir of a run whose parameters to start from
-    init_head: bool = True  # false: of these the encoder's alone, as with another objective
+    init_encoder_only: bool = False  # of these the encoder's alone, as with another objective
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -216,7 +216,7 @@ FREE_ON_RESUME = (
     "name",
     "size",
     "init_from",  # read once, at step 0
-    "init_head",
+    "init_encoder_only",
     "data.cache_dir",
     "data.workers",
     "train.steps",  # upwards

@@ -128,7 +128,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             check_pieces(config.init_from, corpus)
             taken = params_of_run(config, like.params)
             state = replace(state, params=state.params | taken)
-            if config.init_head and (fresh := sorted(state.params.keys() - taken.keys())):
+            if not config.init_encoder_only and (fresh := sorted(state.params.keys() - taken.keys())):
                 print(f"note: {config.init_from} has another objective: its encoder is taken, not {', '.join(fresh)}")
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"
@@ -223,7 +223,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             profile.before(step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 take_step = programs[batch["tokens"].shape[1]]
-                state, metrics = take_step(state, batch)  # dispatched: the host goes on
+                state, metrics = take_step(state, batch)  # off CPUs dispatched: the host goes on
             if step < steps:
                 minutes = (time.perf_counter() - saved_at) / 60
                 save_now = hosts.first() and 0 < config.checkpoint.every_minutes <= minutes

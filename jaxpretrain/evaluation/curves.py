@@ -24,7 +24,7 @@ _BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 
 # These shape the result or what is measured, although a run may resume under another value.
-_FREE = {*FREE_ON_RESUME, "train.seed"} - {"train.steps", "init_from", "init_head", "eval.examples"}
+_FREE = {*FREE_ON_RESUME, "train.seed"} - {"train.steps", "init_from", "init_encoder_only", "eval.examples"}
 # These change the held-out text, its pieces or the masks.
 _OF_HELD_OUT = (
     "data.source",

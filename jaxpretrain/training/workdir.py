@@ -192,7 +192,7 @@ def check_pieces(workdir: str, corpus: Corpus) -> None:
 
 
 def params_of_run(config: Config, like: Any) -> Any:
-    """The best parameters of the run `init_from`; without `init_head`, or with another objective, the encoder's alone.
+    """The best parameters of the run `init_from`; with `init_encoder_only` or another objective, the encoder's alone.
 
     Args:
         config: of this run.
@@ -207,7 +207,7 @@ def params_of_run(config: Config, like: Any) -> Any:
     workdir = epath.Path(config.init_from)
     values, _ = restore_params(workdir / "checkpoints", "best")
     theirs = read_config(workdir)
-    if not config.init_head or (theirs is not None and theirs.objective.name != config.objective.name):
+    if config.init_encoder_only or (theirs is not None and theirs.objective.name != config.objective.name):
         like, values = ({"encoder": params["encoder"]} for params in (like, values))
     wanted, found = _by_name(like), _by_name(values)
     for name in sorted(set(wanted) | set(found)):

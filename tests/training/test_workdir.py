@@ -174,10 +174,10 @@ def test_parameters_of_another_run(workdir):
 
     write_config(Config(), workdir)
     assert params_of_run(config, like(params)).keys() == {"encoder", "head"}
-    config.init_head = False
+    config.init_encoder_only = True
     assert params_of_run(config, like(params)).keys() == {"encoder"}
 
-    config.init_head, config.objective.name = True, "electra"
+    config.init_encoder_only, config.objective.name = False, "electra"
     found = params_of_run(config, like({"encoder": params["encoder"], "generator": params["head"]}))
     assert found.keys() == {"encoder"}
 
