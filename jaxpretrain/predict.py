@@ -27,7 +27,7 @@ from jaxpretrain.config import ConfigError, max_positions
 from jaxpretrain.evaluation import finetuned
 from jaxpretrain.evaluation.finetuned import Finetuned, label
 from jaxpretrain.evaluation.finetuning import predictions
-from jaxpretrain.evaluation.tasks import read_rows
+from jaxpretrain.evaluation.tasks import cell, read_rows
 from jaxpretrain.evaluation.trained import MASK_TEXT, Trained, embed, fill_masks, load_run, to_ids
 from jaxpretrain.objectives.mcbert import MCBERT
 from jaxpretrain.training.workdir import notes_of_run
@@ -124,11 +124,6 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     print("id\tlabel\tprobability")
     for row in rows:
         print(f"{cell(row['id'])}\t{cell(row['label'])}\t{row['probabilities'][row['label']]:.4f}")
-
-
-def cell(text: str) -> str:
-    """As spreadsheet programs write it, and as it was read: quoted if it holds a tab, a line break or a quote."""
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '\t\r\n"') else text
 
 
 def print_quiz(text: str, questions: list[dict[str, Any]]) -> None:

@@ -152,10 +152,14 @@ def write_submission(
         low, high = task.bounds or (-math.inf, math.inf)
         values = [f"{min(max(float(score), low), high):.3f}" for score in predictions]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, "excel-tab", lineterminator="\n")
-        writer.writerow(("index", "prediction"))
-        writer.writerows(zip(ids, values, strict=True))
+        rows = [("index", "prediction"), *zip(ids, values, strict=True)]
+        file.writelines(f"{cell(index)}\t{cell(value)}\n" for index, value in rows)
     return path
+
+
+def cell(text: str) -> str:
+    """As spreadsheet programs write it, and as it was read: quoted if it holds a tab, a line break or a quote."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in '\t\r\n"') else text
 
 
 # --- GLUE ---

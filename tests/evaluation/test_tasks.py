@@ -580,9 +580,9 @@ def test_submissions(tmp_path: Path, name: str, split: str, file: str):
 
 def test_submissions_of_own_tasks(tmp_path: Path):
     task = Task("mine", ("text",), "label", ("a\tb", "c"), ("accuracy",), quoted=True)
-    path = write_submission(tmp_path, task, "test", ["x", "y"], np.array([0, 1]))
+    path = write_submission(tmp_path, task, "test", ['x"', "y\rz"], np.array([0, 1]))
     with path.open(newline="") as file:
-        assert list(csv.reader(file, "excel-tab")) == [["index", "prediction"], ["x", "a\tb"], ["y", "c"]]
+        assert list(csv.reader(file, "excel-tab")) == [["index", "prediction"], ['x"', "a\tb"], ["y\rz", "c"]]
     path = write_submission(tmp_path, Task("mine", ("text",), "score", (), ("pearson",)), "test", ["x"], [-7.25])
     assert path.read_text() == "index\tprediction\nx\t-7.250\n"
     with pytest.raises(ValueError, match="shorter"):
