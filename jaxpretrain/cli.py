@@ -98,6 +98,9 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(_with_recipe(argv))
+        except SystemExit as done:
+            helped = any(argument.startswith(("--help", "-help")) for argument in argv)
+            raise SystemExit(0 if helped else done.code) from None  # absl calls help that was given a failure
         except (flags.Error, KeyError, AttributeError, ValueError, TypeError, OSError) as error:
             wrong = _wrong_field(argv, kind or Config)
             if not wrong and isinstance(error, KeyError | AttributeError):  # what ml_collections says of a field

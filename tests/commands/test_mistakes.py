@@ -167,6 +167,7 @@ def test_a_name_that_is_no_text_is_printed(command, run, finished: Path, tmp_pat
 
 def test_help_tells_of_the_config(run):
     done = run([*TRAIN, "--help"])
+    assert done.code == 0
     assert "--config" in done.out
     assert "--workdir" in done.out
     assert "python -m jaxpretrain.train --config configs/tupe.py" in done.out
