@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from study import all_done, command, machine, table, train_missing_together, write_record
 
 from jaxpretrain.config import flatten
@@ -301,14 +302,12 @@ def main() -> None:
         runs = [Run(name, rates[name], 0, tuned=tuned) for name in group]
         every = [(steps, seed) for steps in reversed(BUDGETS) for seed in seeds]
         study.train([replace(run, seed=seed, steps=steps) for steps, seed in every for run in runs])
-        parts += tuned_tables(study, runs) if tuned else cloze_tables(study, runs)
-        parts += [by_budget(study, runs), "The search for the rate:", searched(study, tried, tuned)]
-        if not tuned:
-            methods = [study.method(run.method, run.rate) for run in runs]
-            drawn = learning_curves(
-                methods, methods[0], LOSS, curves.factors(methods, methods[0], LOSS), over=("step", "flops")
-            )
-            parts.append("![held-out loss](curves.png)")
+        ends = [by_budget(study, runs), "The search for the rate:", searched(study, tried, tuned)]
+        if tuned:
+            parts += [*tuned_tables(study, runs), *ends]
+        else:
+            tables, drawn = cloze_tables(study, runs)
+            parts += [*tables, *ends, "![held-out loss](curves.png)"]
     interval = "95 % of the mean" if len(seeds) >= curves.MANY_SEEDS else "lowest – highest"
     about = (
         f"Two layers × 128, {STEPS:,} steps of 64 × 32 tokens of python-docs in 1,024 pieces; seeds "
@@ -324,8 +323,8 @@ def main() -> None:
     write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), {"curves.png": png(drawn)})
 
 
-def cloze_tables(study: Study, runs: Sequence[Run]) -> list[str]:
-    """Of the methods that are trained as masked language models: the ends, and the factors by both readings."""
+def cloze_tables(study: Study, runs: Sequence[Run]) -> tuple[list[str], Figure]:
+    """Of the methods that are trained as masked language models: the ends, the factors by both readings, the curves."""
     methods = [study.method(run.method, run.rate) for run in runs]
     within, base = curves.factors(methods, methods[0], LOSS), study.ends(runs[0])
     rows, notes = [[BASELINE, f"{runs[0].rate:g}", spread(base), *[""] * 6]], []
@@ -345,7 +344,8 @@ def cloze_tables(study: Study, runs: Sequence[Run]) -> list[str]:
     head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "within one schedule: steps", "FLOPs"]
     head += ["annealed: steps", "FLOPs", f"steps, to BERT-A's end with {STEPS // 2:,}"]
     floor = curves.read_curve(methods[0].runs[0], "eval/unigram_loss").value[-1]
-    return [table(head, rows), " ".join([f"By frequency alone: {floor:.3f}.", *notes])]
+    drawn = learning_curves(methods, methods[0], LOSS, within, over=("step", "flops"))
+    return [table(head, rows), " ".join([f"By frequency alone: {floor:.3f}.", *notes])], drawn
 
 
 def tuned_tables(study: Study, runs: Sequence[Run]) -> list[str]:

@@ -32,15 +32,20 @@ def made_up_text(documents: int = 150) -> str:
     return "\n\n".join("\n".join(f"{sentence()}." for _ in range(4)) for _ in range(documents)) + "\n"
 
 
+def all_done(job: Mapping[Path, Sequence[str]]) -> None:
+    """Ends the program where a run has failed."""
+    for workdir in missing(job):
+        sys.exit(f"{workdir}: the run failed; {workdir}.log tells how")
+
+
 def train_missing_together(
-    jobs: Sequence[Mapping[Path, Sequence[str]]], after: Callable[[Mapping[Path, Sequence[str]]], object] | None = None
+    jobs: Sequence[Mapping[Path, Sequence[str]]], after: Callable[[Mapping[Path, Sequence[str]]], object] = all_done
 ) -> None:
     """As `train_missing`, a job to a core: for networks so small that two cores are no twice as fast as one.
 
     Args:
         jobs: the runs of each follow one another. What a run prints goes to a file beside its workdir.
         after: called with each job that has ended; a run without DONE has failed, and those after it were left out.
-            None: the program ends there.
     """
     cores: queue.Queue[int] = queue.Queue()
     for core in sorted(os.sched_getaffinity(0)):
@@ -56,16 +61,10 @@ def train_missing_together(
                         break
         finally:
             cores.put(core)
-        (after or all_done)(job)
+        after(job)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
         list(tqdm(pool.map(train, jobs), total=len(jobs), unit="job", desc="training", smoothing=0))
-
-
-def all_done(job: Mapping[Path, Sequence[str]]) -> None:
-    """Ends the program where a run has failed."""
-    for workdir in missing(job):
-        sys.exit(f"{workdir}: the run failed; {workdir}.log tells how")
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:
