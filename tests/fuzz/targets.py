@@ -737,9 +737,10 @@ def run() -> Path:
     config = configured(model__layers=1)
     words_ = tokenizer()
     params = jax.jit(build(config, words_.vocab_size).init)(jax.random.key(0))
-    imported.write_run(config, params, FOLDER / "run")
-    words_.save(FOLDER / "run")
-    return FOLDER / "run"
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=FOLDER))  # processes of a campaign share FOLDER
+    imported.write_run(config, params, folder)
+    words_.save(folder)
+    return folder
 
 
 @functools.cache
