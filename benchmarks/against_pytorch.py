@@ -38,7 +38,7 @@ REST = 0.3  # seconds between steps
 def ours(kind: str, layers: int, width: int, heads: int, batch: int, vocab: int) -> Callable[[], object]:
     """One step of BERT with absolute positions, with everything that training does in it."""
     import jax
-    from step_time import VARIANTS, make
+    from step_time import VARIANTS, make, of_size
 
     from jaxpretrain.training.heap import run_in_this_thread
 
@@ -47,7 +47,7 @@ def ours(kind: str, layers: int, width: int, heads: int, batch: int, vocab: int)
     )
     if kind != ANEW:
         run_in_this_thread()
-    variant = make(VARIANTS["BERT-A"], options)
+    variant = make(of_size(VARIANTS["BERT-A"], options), options.vocab, options.notes)
     print(json.dumps({"flops": variant.flops}), flush=True)
 
     def step() -> None:

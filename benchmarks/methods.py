@@ -228,8 +228,14 @@ class Study:
         curve = curves.read_curve(self.record / run.source.name, LOSS)
         return float(curve.flops[-1] / curve.step[-1])
 
+    def seconds(self, method: str) -> float:
+        """Of a step over one of the baseline, as `step_time.py --study` measured them; NaN if it did not."""
+        path = self.record.parent / "step_time.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else {}
+        return rows.get(method, {"ratio": np.nan})["ratio"]
+
     def annealed(self, run: Run, baseline: Run) -> list[str]:
-        """How many times fewer steps and FLOPs schedules of its own need, to end where the baseline does, by seed.
+        """How many times fewer steps, FLOPs and seconds schedules of its own need to end where the baseline does.
 
         The losses at the ends of all budgets, as a line over the logarithm of the steps, reach the end that the
         baseline has with the same seed. Where the shortest budget is enough, more is not known.
@@ -240,12 +246,10 @@ class Study:
             needed.append(curves.first_reach(Curve(logs, logs, logs, logs, losses), float(target), "step"))
         least = any(x is not None and x <= logs[0] for x in needed)
         spent = curves.estimate([None if x is None else float(np.exp(x)) for x in needed])
-        cells = []
-        for per_step in (1.0, self.flops(run) / self.flops(baseline)):
-            cost = baseline.steps / per_step
-            mean, low, high = (None if x is None else cost / x for x in (spent.mean, spent.high, spent.low))
-            cells.append(("at least " if least and mean else "") + shown(replace(spent, mean=mean, low=low, high=high)))
-        return cells
+        ends = (None if x is None else baseline.steps / x for x in (spent.mean, spent.high, spent.low))
+        steps = replace(spent, **dict(zip(("mean", "low", "high"), ends, strict=True)))
+        per_step = 1.0, self.flops(run) / self.flops(baseline), self.seconds(run.method)
+        return [("at least " if least and steps.mean else "") + shown(scaled(steps, 1 / cost)) for cost in per_step]
 
 
 def two_networks(method: str) -> bool:
@@ -253,11 +257,19 @@ def two_networks(method: str) -> bool:
     return "objective.name" in METHODS[method]
 
 
+def scaled(found: Estimate, factor: float) -> Estimate:
+    """So many times as much."""
+    mean, low, high = (None if x is None else factor * x for x in (found.mean, found.low, found.high))
+    return replace(found, mean=mean, low=low, high=high)
+
+
 def shown(found: Estimate, digits: int = 2) -> str:
     """Mean and range over seeds."""
     if found.mean is None:
         reached = sum(value is not None for value in found.values)
         return "not reached" + (f" ({reached} of {len(found.values)} seeds did)" if reached else "")
+    if np.isnan(found.mean):
+        return "not measured"
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} – {found.high:.{digits}f})"
 
 
@@ -313,7 +325,8 @@ def main() -> None:
         f"Two layers × 128, {STEPS:,} steps of 64 × 32 tokens of python-docs in 1,024 pieces; seeds "
         f"{', '.join(map(str, seeds))}: mean ({interval}). "
         f"Text: fingerprint {fingerprint[:12]}, of the versions in `runs/text.json`. "
-        f"Protocol: docs/study.md. {machine()}, a core to a run."
+        "Protocol: docs/study.md; seconds by [step_time.md](step_time.md), an idle machine. "
+        f"{machine()}, a core to a run."
     )
     each = " ".join(Run(BASELINE, TUNING_RATE, 0).arguments(options.runs))
     parts.append(
@@ -327,11 +340,12 @@ def cloze_tables(study: Study, runs: Sequence[Run]) -> tuple[list[str], Figure]:
     """Of the methods that are trained as masked language models: the ends, the factors by both readings, the curves."""
     methods = [study.method(run.method, run.rate) for run in runs]
     within, base = curves.factors(methods, methods[0], LOSS), study.ends(runs[0])
-    rows, notes = [[BASELINE, f"{runs[0].rate:g}", spread(base), *[""] * 6]], []
+    rows, notes = [[BASELINE, f"{runs[0].rate:g}", spread(base), *[""] * 8]], []
     half = replace(runs[0], steps=STEPS // 2)
     for run in runs[1:]:
         ends = study.ends(run)
-        factors = [shown(within[run.method][axis]) for axis in ("step", "flops")]
+        steps, by_flops = (within[run.method][axis] for axis in ("step", "flops"))
+        factors = [shown(steps), shown(by_flops), shown(scaled(steps, 1 / study.seconds(run.method)))]
         factors += [*study.annealed(run, runs[0]), study.annealed(run, half)[0]]
         rows.append([run.method, f"{run.rate:g}", spread(ends), spread(base - ends), *factors])
         without = [
@@ -341,8 +355,9 @@ def cloze_tables(study: Study, runs: Sequence[Run]) -> tuple[list[str], Figure]:
         if all(without):
             off = np.array([next(iter(series.values()))[-1] for series in without])
             notes.append(f"{run.method} with its notes off at the end: {spread(off)}.")
-    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "within one schedule: steps", "FLOPs"]
-    head += ["annealed: steps", "FLOPs", f"steps, to BERT-A's end with {STEPS // 2:,}"]
+    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed"]
+    head += ["within one schedule: steps", "FLOPs", "seconds"]
+    head += ["annealed: steps", "FLOPs", "seconds", f"steps, to BERT-A's end with {STEPS // 2:,}"]
     floor = curves.read_curve(methods[0].runs[0], "eval/unigram_loss").value[-1]
     drawn = learning_curves(methods, methods[0], LOSS, within, over=("step", "flops"))
     return [table(head, rows), " ".join([f"By frequency alone: {floor:.3f}.", *notes])], drawn
@@ -352,13 +367,13 @@ def tuned_tables(study: Study, runs: Sequence[Run]) -> list[str]:
     """Of ELECTRA and MC-BERT: their encoders with a fresh head, going on as masked language models."""
     scratch = Run(BASELINE, TUNING_RATE, 0, TUNING)
     study.train([replace(scratch, seed=seed) for seed in study.seeds])
-    rows = [["a fresh network", f"{TUNING_RATE:g}", spread(study.ends(scratch)), *[""] * 3]]
+    rows = [["a fresh network", f"{TUNING_RATE:g}", spread(study.ends(scratch)), *[""] * 4]]
     for run in runs:
-        factors = [""] * 3
+        factors = [""] * 4
         if run is not runs[0]:
             factors = [spread(study.ends(runs[0]) - study.ends(run)), *study.annealed(run, runs[0])]
         rows.append([run.method, f"{run.rate:g}", spread(study.ends(run)), *factors])
-    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "annealed: steps", "FLOPs"]
+    head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "annealed: steps", "FLOPs", "seconds"]
     return [
         f"Encoders with a fresh head, {TUNING} steps further as masked language models, at a rate of {TUNING_RATE:g} "
         "for all; these steps, the same for all, are in no factor.",

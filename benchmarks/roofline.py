@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from against_pytorch import SIZES
 from matplotlib.figure import Figure
-from step_time import VARIANTS, make
+from step_time import VARIANTS, make, of_size
 from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
@@ -50,8 +50,8 @@ def bandwidth() -> float:
 def measured(size: str, method: str, rounds: int) -> dict[str, float]:
     """One step: its seconds, the FLOPs of its matrix products, and the bytes that it moves."""
     layers, hidden, heads, batch, vocab = SIZES[size]
-    fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch, "vocab": vocab}
-    variant = make(VARIANTS[method], argparse.Namespace(**fields, length=128, notes=1000))
+    fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch}
+    variant = make(of_size(VARIANTS[method], argparse.Namespace(**fields, length=128)), vocab, 1000)
 
     def step() -> object:
         variant.state, metrics = variant.step(variant.state, variant.batch)

@@ -1,24 +1,27 @@
 """What each method costs: step times over plain BERT, interleaved in one process.
 
     python benchmarks/step_time.py [--layers 6 --hidden 256 --heads 4 --length 128 --batch 16 --rounds 20]
+    taskset -c 0 python benchmarks/step_time.py --study --notes 8000 --out benchmarks/records/methods-tiny
 
 Prints a Markdown table and, with --out FOLDER, writes it there with a JSON file beside it. Ratios are medians over
 rounds of (this step's time / plain BERT's in the same round); run it on an idle machine: the load is recorded.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
+import runpy
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import methods
 import numpy as np
+from study import command, machine, table
 
 from jaxpretrain.config import Config, sized, validate
 from jaxpretrain.objectives import build
@@ -54,42 +57,52 @@ class Variant:
     flops: int
 
 
-def make(changes: dict[str, Any], options: argparse.Namespace) -> Variant:
-    """Builds one variant at the size asked for, on random tokens with four rare words a sequence."""
-    config: Config = sized("small")
-    model, data, train = config.model, config.data, config.train
-    model.layers, model.hidden, model.heads, model.ffn = (
-        options.layers,
-        options.hidden,
-        options.heads,
-        4 * options.hidden,
-    )
-    data.sequence_length, train.batch_size = options.length, options.batch
+def changed(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The same with other values, by dotted names."""
     for name, value in changes.items():
         room, _, field = name.partition(".")
         setattr(getattr(config, room), field, value)
     validate(config)
+    return config
+
+
+def of_size(changes: Mapping[str, Any], options: argparse.Namespace) -> Config:
+    """A variant's config at the size asked for."""
+    size = {
+        "model.layers": options.layers,
+        "model.hidden": options.hidden,
+        "model.heads": options.heads,
+        "model.ffn": 4 * options.hidden,
+        "data.sequence_length": options.length,
+        "train.batch_size": options.batch,
+    }
+    return changed(sized("small"), size | dict(changes))
+
+
+def make(config: Config, vocab: int, notes: int) -> Variant:
+    """Builds one variant, on random tokens with four rare words a sequence; `notes`: rows of the table."""
+    length, batch_size = config.data.sequence_length, config.train.batch_size
     mesh = sharding.make_mesh(config)
-    objective, optimizer = build(config, options.vocab), make_optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=options.notes)
+    objective, optimizer = build(config, vocab), make_optimizer(config)
+    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=notes)
     shapes = jax.eval_shape(init, 0)
     places = sharding.state_sharding(mesh, shapes)
     state = jax.jit(init, out_shardings=places)(0)
     random = np.random.default_rng(0)
-    words = np.zeros((options.batch, options.length), np.int32)
-    for start in range(4, options.length - 4, max(8, options.length // 4)):
-        rows = 2 * (1 + random.integers(0, options.notes, options.batch))
+    words = np.zeros((batch_size, length), np.int32)
+    for start in range(4, length - 4, max(8, length // 4)):
+        rows = 2 * (1 + random.integers(0, notes, batch_size))
         words[:, start], words[:, start + 1] = rows + 1, rows
     host_batch = {
-        "tokens": random.integers(6, options.vocab, (options.batch, options.length)).astype(np.int32),
-        "rows": np.arange(options.batch, dtype=np.int32),
+        "tokens": random.integers(6, vocab, (batch_size, length)).astype(np.int32),
+        "rows": np.arange(batch_size, dtype=np.int32),
         "words": words,
     }
     batch = sharding.put_batch(host_batch, sharding.batch_sharding(mesh))
     step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
     compiled = jax.jit(step, out_shardings=(places, None), donate_argnums=0).lower(state, batch).compile()
     keep_freed_memory()  # as training does
-    return Variant(compiled, state, batch, flops.step_flops(config, options.vocab, shapes.params, batch))
+    return Variant(compiled, state, batch, flops.step_flops(config, vocab, shapes.params, batch))
 
 
 def measure(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]:
@@ -115,40 +128,42 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--notes", type=int, default=200_000, help="rows of the note table")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="besides BERT-A")
+    parser.add_argument("--study", action="store_true", help="the networks of methods.py, in its setting, instead")
+    parser.add_argument("--only", nargs="*", metavar="STEP", help="besides BERT-A")
     parser.add_argument("--out", type=Path, help="folder for step_time.md and step_time.json")
     options = parser.parse_args()
     run_in_this_thread()
 
-    names = [name for name in VARIANTS if name == "BERT-A" or not options.only or name in options.only]
+    if options.study:
+        bert = runpy.run_path("configs/bert.py")["get_config"]
+        configs = {name: changed(bert("tiny"), methods.SETTING | changes) for name, changes in methods.METHODS.items()}
+    else:
+        configs = {name: of_size(changes, options) for name, changes in VARIANTS.items()}
+    if unknown := {*(options.only or ())} - {*configs}:
+        parser.error(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(configs)}")
+    names = [name for name in configs if name == "BERT-A" or not options.only or name in options.only]
+    size = configs["BERT-A"]
+    vocab = size.data.vocab_size if options.study else options.vocab
     load = os.getloadavg()[0]
-    seconds = measure({name: make(VARIANTS[name], options) for name in names}, options.rounds)
+    seconds = measure({name: make(configs[name], vocab, options.notes) for name in names}, options.rounds)
     plain = np.array(seconds["BERT-A"])
     rows = {
         name: {"ms": 1e3 * float(np.median(s)), "ratio": float(np.median(np.array(s) / plain))}
         for name, s in seconds.items()
     }
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    table = "\n".join(
-        ["| step | ms | over BERT-A |", "| --- | --- | --- |"]
-        + [f"| {name} | {row['ms']:.1f} | {row['ratio']:.3f} |" for name, row in rows.items()]
-    )
+    lines = [[name, f"{row['ms']:.1f}", f"{row['ratio']:.3f}"] for name, row in rows.items()]
+    found = table(["step", "ms", "over BERT-A"], lines)
+    device = jax.devices()[0].device_kind
     about = (
-        f"{options.layers} × {options.hidden}, T {options.length}, batch {options.batch}, {options.vocab:,} pieces, "
-        f"{options.notes:,} notes; {jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
-        f"{platform.machine()}, Python {platform.python_version()}, jax {versions['jax']}; "
-        f"load before the run {load:.2f}; {options.rounds} rounds"
+        f"{size.model.layers} × {size.model.hidden}, T {size.data.sequence_length}, batch {size.train.batch_size}, "
+        f"{vocab:,} pieces, {options.notes:,} notes. {machine()}; {device}, "
+        f"{len(os.sched_getaffinity(0))} cores used, load before {load:.2f}; {options.rounds} rounds."
     )
-    print(f"{about}\n\n{table}")
+    print(f"{about}\n\n{found}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        command = "python benchmarks/step_time.py " + " ".join(
-            f"--{name} {value}" for name, value in vars(options).items() if name not in ("out", "only")
-        )
-        command += "".join([" --only", *(f" '{name}'" for name in options.only)]) if options.only else ""
-        (options.out / "step_time.md").write_text(f"{about}\n\n`{command}`\n\n{table}\n")
-        record = {"options": {k: str(v) for k, v in vars(options).items() if k != "out"}, "versions": versions}
-        record |= {"load": load, "rows": rows, "seconds": seconds, "command": command}
+        (options.out / "step_time.md").write_text(f"{about}\n\n`{command()}`\n\n{found}\n")
+        record = {"load": load, "rows": rows, "seconds": seconds, "command": command()}
         (options.out / "step_time.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
