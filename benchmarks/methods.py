@@ -62,8 +62,10 @@ BUDGETS = sorted([*SHORTER, STEPS])
 RATES = (5e-4, 1e-3, 2e-3)
 MOST_RATES = 6  # where the search ends, whatever it finds
 TUNING, TUNING_RATE = 750, 1e-3
-LOSS = "eval/mlm_loss"
+TUNING_SEEDS = 1000  # added to a run's: other batches than those it began with
+LOSS, WITHOUT_NOTES = "eval/mlm_loss", "eval/without_notes/mlm_loss"
 DIVERGED = "DIVERGED"
+WORSE_THAN_ALL = 1e6  # in place of the loss of a run that diverged
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Run:
         if self.tuned:
             fields = {name: value for name, value in fields.items() if not name.startswith(("objective.", "notes."))}
             fields |= {"init_from": str(runs / self.source.name), "init_encoder_only": True}
-            steps, rate, seed = TUNING, TUNING_RATE, self.seed + 1000  # other batches than those it began with
+            steps, rate, seed = TUNING, TUNING_RATE, self.seed + TUNING_SEEDS
         return fields | {
             "optim.learning_rate": rate,
             "optim.warmup_steps": steps // 24,
@@ -161,6 +163,8 @@ class Study:
                 before = [run.source] if run.tuned else []
                 jobs.append({self.runs / r.name: r.arguments(self.runs) for r in [*before, run]})
         train_missing_together(jobs, self.collect)
+        for run in wanted:
+            self.known(run)
 
     def known(self, run: Run) -> bool:
         """Whether the record has it; ends the program where it was made with other settings than those of today."""
@@ -173,7 +177,7 @@ class Study:
         for name, value in run.fields(Path()).items():
             if kept[name] != value:
                 sys.exit(f"{folder}: has {name}={kept[name]!r}, not {value!r}: move it away, or give another --out")
-        return True
+        return not run.tuned or self.known(run.source)
 
     def collect(self, job: Mapping[Path, Sequence[str]]) -> None:
         """Into the record, what it does not have yet of a job that ended."""
@@ -224,17 +228,23 @@ class Study:
         return np.array([self.end(replace(run, seed=seed)) for seed in self.seeds])
 
     def flops(self, run: Run) -> float:
-        """Of a step."""
-        curve = curves.read_curve(self.record / run.source.name, LOSS)
+        """Of a step, whatever the budget: read from the run that the search always has."""
+        curve = curves.read_curve(self.record / replace(run.source, seed=0, steps=STEPS).name, LOSS)
         return float(curve.flops[-1] / curve.step[-1])
 
-    def seconds(self, method: str) -> float:
-        """Of a step over one of the baseline, as `step_time.py --study` measured them; NaN if it did not."""
+    def step_times(self) -> dict[str, Any]:
+        """What `step_time.py --study` measured; ends the program where the setting was another."""
         path = self.record.parent / "step_time.json"
-        rows = json.loads(path.read_text())["rows"] if path.exists() else {}
-        return rows.get(method, {"ratio": np.nan})["ratio"]
+        found = json.loads(path.read_text()) if path.exists() else {"rows": {}}
+        if found["rows"] and found["setting"] != SETTING:
+            sys.exit(f"{path}: is of another setting: measure it again with step_time.py --study")
+        return found
 
-    def annealed(self, run: Run, baseline: Run) -> list[str]:
+    def seconds(self, method: str) -> float:
+        """Of a step over one of the baseline; NaN if not measured."""
+        return self.step_times()["rows"].get(method, {"ratio": np.nan})["ratio"]
+
+    def annealed(self, run: Run, baseline: Run) -> "Annealed":
         """How many times fewer steps, FLOPs and seconds schedules of its own need to end where the baseline does.
 
         The losses at the ends of all budgets, as a line over the logarithm of the steps, reach the end that the
@@ -242,14 +252,28 @@ class Study:
         """
         logs, needed = np.log(BUDGETS), []
         ends = np.array([self.ends(replace(run, steps=steps)) for steps in BUDGETS]).T
+        ends = np.where(np.isfinite(ends), ends, WORSE_THAN_ALL)  # a line to it reaches nothing before the next budget
         for losses, target in zip(ends, self.ends(baseline), strict=True):
-            needed.append(curves.first_reach(Curve(logs, logs, logs, logs, losses), float(target), "step"))
+            reached = curves.first_reach(Curve(logs, logs, logs, logs, losses), float(target), "step")
+            needed.append(reached if np.isfinite(target) else None)
         least = any(x is not None and x <= logs[0] for x in needed)
         spent = curves.estimate([None if x is None else float(np.exp(x)) for x in needed])
         ends = (None if x is None else baseline.steps / x for x in (spent.mean, spent.high, spent.low))
         steps = replace(spent, **dict(zip(("mean", "low", "high"), ends, strict=True)))
         per_step = 1.0, self.flops(run) / self.flops(baseline), self.seconds(run.method)
-        return [("at least " if least and steps.mean else "") + shown(scaled(steps, 1 / cost)) for cost in per_step]
+        return Annealed(tuple(scaled(steps, 1 / cost) for cost in per_step), least)
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """Factors in steps, FLOPs and seconds; `least`: with some seed the shortest budget was enough."""
+
+    factors: tuple[Estimate, ...]
+    least: bool
+
+    @property
+    def cells(self) -> list[str]:
+        return [("at least " if self.least and measured(x) else "") + shown(x) for x in self.factors]
 
 
 def two_networks(method: str) -> bool:
@@ -263,18 +287,25 @@ def scaled(found: Estimate, factor: float) -> Estimate:
     return replace(found, mean=mean, low=low, high=high)
 
 
+def measured(found: Estimate) -> bool:
+    """Whether it was reached with all seeds, and measured."""
+    return found.mean is not None and not np.isnan(found.mean)
+
+
 def shown(found: Estimate, digits: int = 2) -> str:
     """Mean and range over seeds."""
     if found.mean is None:
         reached = sum(value is not None for value in found.values)
         return "not reached" + (f" ({reached} of {len(found.values)} seeds did)" if reached else "")
-    if np.isnan(found.mean):
+    if not measured(found):
         return "not measured"
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} – {found.high:.{digits}f})"
 
 
 def spread(values: np.ndarray) -> str:
     """The same of what all seeds have."""
+    if bad := int((~np.isfinite(values)).sum()):
+        return f"diverged ({bad} of {len(values)} seeds)"
     return shown(curves.estimate(values.tolist()), 3)
 
 
@@ -305,7 +336,7 @@ def main() -> None:
     names, seeds = list(dict.fromkeys([BASELINE, *options.only])), list(dict.fromkeys(options.seeds))
     study = Study(options.runs, options.out, seeds)
     fingerprint = check_text(study.record)
-    parts = []
+    parts, files, bars = [], {}, {}
     for tuned in (False, True):
         group = [BASELINE, *(name for name in names if name != BASELINE and two_networks(name) == tuned)]
         if tuned and len(group) == 1:
@@ -315,46 +346,54 @@ def main() -> None:
         every = [(steps, seed) for steps in reversed(BUDGETS) for seed in seeds]
         study.train([replace(run, seed=seed, steps=steps) for steps, seed in every for run in runs])
         ends = [by_budget(study, runs), "The search for the rate:", searched(study, tried, tuned)]
+        factors = {run.method: study.annealed(run, runs[0]) for run in runs[1:]}
+        bars |= factors
         if tuned:
-            parts += [*tuned_tables(study, runs), *ends]
+            parts += [*tuned_tables(study, runs, factors), *ends]
         else:
-            tables, drawn = cloze_tables(study, runs)
+            tables, drawn = cloze_tables(study, runs, factors)
             parts += [*tables, *ends, "![held-out loss](curves.png)"]
+            files["curves.png"] = png(drawn)
+    if bars:
+        parts.insert(0, "![times less than BERT-A](factors.png)")
+        files["factors.png"] = png(drawn_factors(bars))
     interval = "95 % of the mean" if len(seeds) >= curves.MANY_SEEDS else "lowest – highest"
     about = (
         f"Two layers × 128, {STEPS:,} steps of 64 × 32 tokens of python-docs in 1,024 pieces; seeds "
         f"{', '.join(map(str, seeds))}: mean ({interval}). "
         f"Text: fingerprint {fingerprint[:12]}, of the versions in `runs/text.json`. "
-        "Protocol: docs/study.md; seconds by [step_time.md](step_time.md), an idle machine. "
-        f"{machine()}, a core to a run."
+        f"Protocol: docs/study.md. {machine()}, a core to a run."
     )
     each = " ".join(Run(BASELINE, TUNING_RATE, 0).arguments(options.runs))
     parts.append(
         f"A run: `python -m jaxpretrain.train {each}`\n\nAll: `{command()}`. The folder `runs` holds each run's "
         "config and held-out metrics."
     )
-    write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), {"curves.png": png(drawn)})
+    if "load" in (timed := study.step_times()):
+        parts.append(f"Seconds: [step_time.md](step_time.md), on one core with a load of {timed['load']:.2f} before.")
+    write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), files)
 
 
-def cloze_tables(study: Study, runs: Sequence[Run]) -> tuple[list[str], Figure]:
+def cloze_tables(study: Study, runs: Sequence[Run], factors: Mapping[str, Annealed]) -> tuple[list[str], Figure]:
     """Of the methods that are trained as masked language models: the ends, the factors by both readings, the curves."""
-    methods = [study.method(run.method, run.rate) for run in runs]
+    whole = [run for run in runs if np.isfinite(study.ends(run)).all()]  # no seed of which diverged
+    if runs[0] not in whole:
+        sys.exit(f"{BASELINE} diverged with a rate of {runs[0].rate:g}: there is nothing to compare with")
+    methods = [study.method(run.method, run.rate) for run in whole]
     within, base = curves.factors(methods, methods[0], LOSS), study.ends(runs[0])
     rows, notes = [[BASELINE, f"{runs[0].rate:g}", spread(base), *[""] * 8]], []
     half = replace(runs[0], steps=STEPS // 2)
     for run in runs[1:]:
-        ends = study.ends(run)
-        steps, by_flops = (within[run.method][axis] for axis in ("step", "flops"))
-        factors = [shown(steps), shown(by_flops), shown(scaled(steps, 1 / study.seconds(run.method)))]
-        factors += [*study.annealed(run, runs[0]), study.annealed(run, half)[0]]
-        rows.append([run.method, f"{run.rate:g}", spread(ends), spread(base - ends), *factors])
-        without = [
-            curves.read_series(study.record / replace(run, seed=seed).name, ["eval/without_notes/mlm_loss"])[1]
-            for seed in study.seeds
-        ]
-        if all(without):
-            off = np.array([next(iter(series.values()))[-1] for series in without])
-            notes.append(f"{run.method} with its notes off at the end: {spread(off)}.")
+        ends, reached = study.ends(run), [""] * 3
+        if run in whole:
+            steps, by_flops = (within[run.method][axis] for axis in ("step", "flops"))
+            reached = [shown(steps), shown(by_flops), shown(scaled(steps, 1 / study.seconds(run.method)))]
+        reached += [*factors[run.method].cells, study.annealed(run, half).cells[0]]
+        rows.append([run.method, f"{run.rate:g}", spread(ends), spread(base - ends), *reached])
+        if run in whole and METHODS[run.method].get("notes.enabled"):
+            folders = [study.record / replace(run, seed=seed).name for seed in study.seeds]
+            series = [curves.read_series(folder, [WITHOUT_NOTES])[1][WITHOUT_NOTES] for folder in folders]
+            notes.append(f"{run.method} with its notes off at the end: {spread(np.array([x[-1] for x in series]))}.")
     head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed"]
     head += ["within one schedule: steps", "FLOPs", "seconds"]
     head += ["annealed: steps", "FLOPs", "seconds", f"steps, to BERT-A's end with {STEPS // 2:,}"]
@@ -363,22 +402,50 @@ def cloze_tables(study: Study, runs: Sequence[Run]) -> tuple[list[str], Figure]:
     return [table(head, rows), " ".join([f"By frequency alone: {floor:.3f}.", *notes])], drawn
 
 
-def tuned_tables(study: Study, runs: Sequence[Run]) -> list[str]:
+def tuned_tables(study: Study, runs: Sequence[Run], factors: Mapping[str, Annealed]) -> list[str]:
     """Of ELECTRA and MC-BERT: their encoders with a fresh head, going on as masked language models."""
-    scratch = Run(BASELINE, TUNING_RATE, 0, TUNING)
-    study.train([replace(scratch, seed=seed) for seed in study.seeds])
-    rows = [["a fresh network", f"{TUNING_RATE:g}", spread(study.ends(scratch)), *[""] * 4]]
+    fresh = [Run(BASELINE, TUNING_RATE, seed + TUNING_SEEDS, TUNING) for seed in study.seeds]
+    study.train(fresh)
+    rows = [["a fresh network", f"{TUNING_RATE:g}", spread(np.array([study.end(run) for run in fresh])), *[""] * 4]]
+    base = study.ends(runs[0])
     for run in runs:
-        factors = [""] * 4
-        if run is not runs[0]:
-            factors = [spread(study.ends(runs[0]) - study.ends(run)), *study.annealed(run, runs[0])]
-        rows.append([run.method, f"{run.rate:g}", spread(study.ends(run)), *factors])
+        reached = [] if run is runs[0] else [spread(base - study.ends(run)), *factors[run.method].cells]
+        rows.append([run.method, f"{run.rate:g}", spread(study.ends(run)), *(reached or [""] * 4)])
     head = ["method", "rate", "held-out loss", "less than BERT-A's, same seed", "annealed: steps", "FLOPs", "seconds"]
     return [
         f"Encoders with a fresh head, {TUNING} steps further as masked language models, at a rate of {TUNING_RATE:g} "
         "for all; these steps, the same for all, are in no factor.",
         table(head, rows),
     ]
+
+
+def drawn_factors(factors: Mapping[str, Annealed]) -> Figure:
+    """The annealed factors as bars, with their range over seeds; a method that does not reach the end has none."""
+    figure = Figure(figsize=(7, 0.6 + 0.7 * len(factors)), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colours = {"steps": "#0072b2", "FLOPs": "#e69f00", "seconds": "#999999"}
+    for i, found in enumerate(factors.values()):
+        for j, (unit, factor) in enumerate(zip(colours, found.factors, strict=True)):
+            at = i + 0.26 * (j - 1)
+            if measured(factor):
+                error = [[factor.mean - factor.low], [factor.high - factor.mean]]
+                label = unit if unit not in axes.get_legend_handles_labels()[1] else None
+                axes.barh(at, factor.mean, 0.24, color=colours[unit], xerr=error, capsize=2, label=label)
+                more = " or more" if found.least else ""
+                axes.annotate(
+                    f"{factor.mean:.2f}{more}", (factor.high, at), (5, 0), textcoords="offset points", va="center"
+                )
+            elif j == 1:
+                axes.annotate("not reached", (0, at), (5, 0), textcoords="offset points", va="center")
+    axes.axvline(1, color="#000000", linewidth=1)
+    axes.set_yticks(range(len(factors)), list(factors))
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("times less than BERT-A, to its end (schedules of their own)")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower right")
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What each method costs: step times over plain BERT, interleaved in one process.
 
     python benchmarks/step_time.py [--layers 6 --hidden 256 --heads 4 --length 128 --batch 16 --rounds 20]
-    taskset -c 0 python benchmarks/step_time.py --study --notes 8000 --out benchmarks/records/methods-tiny
+    taskset -c 0 python benchmarks/step_time.py --study --notes 5067 --out benchmarks/records/methods-tiny
 
 Prints a Markdown table and, with --out FOLDER, writes it there with a JSON file beside it. Ratios are medians over
 rounds of (this step's time / plain BERT's in the same round); run it on an idle machine: the load is recorded.
@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "objective.name": "mcbert",
     },
 }
+SIZE = ("layers", "hidden", "heads", "length", "batch", "vocab")
 
 
 @dataclass
@@ -135,6 +136,8 @@ def main() -> None:
     run_in_this_thread()
 
     if options.study:
+        if given := [f"--{name}" for name in SIZE if getattr(options, name) != parser.get_default(name)]:
+            parser.error(f"{', '.join(given)}: --study has its own")
         bert = runpy.run_path("configs/bert.py")["get_config"]
         configs = {name: changed(bert("tiny"), methods.SETTING | changes) for name, changes in methods.METHODS.items()}
     else:
@@ -164,6 +167,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "step_time.md").write_text(f"{about}\n\n`{command()}`\n\n{found}\n")
         record = {"load": load, "rows": rows, "seconds": seconds, "command": command()}
+        record |= {"setting": methods.SETTING} if options.study else {}
         (options.out / "step_time.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
