@@ -348,12 +348,12 @@ def damaged_run_file(place: Place, name: str) -> Case:
     )
 
 
-def damaged_corpus(place: Place, name: str) -> Case:
-    """A prepared corpus with a flipped bit: noticed before a step is taken with it."""
+def damaged_corpus(place: Place, damage: str, name: str) -> Case:
+    """A file of a prepared corpus is not what was written: noticed before a step is taken with it."""
     with corpora(place) as cache:
         [path] = cache.glob(f"*/{name}")
-        flip(path, place.rng)
-        return between_starts(place, "prepared corpus: one bit flipped", name, sign="damaged", cache=cache)
+        DAMAGES[damage](path, place.rng)
+        return between_starts(place, f"prepared corpus: {damage}", name, sign="damaged", cache=cache)
 
 
 @contextmanager
@@ -555,11 +555,11 @@ def others(place: Place, times: int) -> list[Callable[[], object]]:
     todo: list[Callable[[], object]] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         todo += [lambda number=number: signals(place, number)] * times
+    [corpus] = (place.folder / "corpora").iterdir()
     for damage in DAMAGES:
         todo += [lambda d=damage, n=name: damaged_checkpoint(place, d, n) for name in newest_files(place)]
+        todo += [lambda d=damage, n=path.name: damaged_corpus(place, d, n) for path in sorted(corpus.iterdir())]
     todo += [lambda n=name: damaged_run_file(place, n) for name in ("config.json", "metrics.jsonl", "tokenizer.model")]
-    [corpus] = (place.folder / "corpora").iterdir()
-    todo += [lambda n=path.name: damaged_corpus(place, n) for path in sorted(corpus.iterdir())]
     single = [another_text, text_changes_meanwhile, another_config, another_version, another_format, several_runs]
     single += [two_prepare, clock, nan, full_disk, read_only]
     return todo + [lambda f=fault: f(place) for fault in single for _ in range(times)]
@@ -600,7 +600,7 @@ def main() -> None:
             except Exception as error:  # the others are tried all the same, and this one is no success
                 place.cases.append(Case("the campaign itself", "", f"{type(error).__name__}: {error}", 0, False, False))
     cases = place.cases
-    killed = [case for case in cases if case.fault.startswith("kill")]
+    killed = [case for case in cases if case.fault.startswith("kill -9")]
     silent = [case for case in cases if case.silent]
     about = (
         f"{len(cases)} faults, {len(killed)} of them kill -9. Runs that ended bit for bit like the undisturbed one: "

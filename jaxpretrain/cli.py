@@ -32,6 +32,7 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
+_SHOWN = 1000  # characters of a message, from its beginning and from its end
 _AnyConfig = TypeVar("_AnyConfig")
 _MEANT = {  # by names that are written otherwise
     "steps": ("epochs",),
@@ -115,7 +116,7 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it did not find
-        logging.get_absl_handler().setFormatter(stdlib_logging.Formatter("%(levelname)s: %(message)s"))
+        logging.get_absl_handler().setFormatter(_OneLine("%(levelname)s: %(message)s"))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, nor terminals know all
         try:
@@ -188,8 +189,20 @@ def _one_line(message: str) -> str:
         message = message.strip().splitlines()[-1].removeprefix("jaxpretrain.config.ConfigError: ")
         missing = re.search(r"No such file or directory: '(.*)'", message)
         message = f"--config={missing[1]}: no such file; recipes are configs/NAME.py[:SIZE]" if missing else message
-    message = " ".join(message.split())
+    message = " ".join(message.split())  # so that the words of libraries are found
     for theirs, ours in _IN_OTHER_WORDS.items():
         message = re.sub(theirs, ours, message)
-    # Names and values may come from a hostile file: no control character reaches the terminal.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    return _printable(message)
+
+
+def _printable(message: str) -> str:
+    """Names and values may come from a hostile file: no control character, and no flood, reaches the terminal."""
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return message if len(message) <= 2 * _SHOWN else f"{message[:_SHOWN]} … {message[-_SHOWN:]}"
+
+
+class _OneLine(stdlib_logging.Formatter):
+    """Of what is logged."""
+
+    def format(self, record: stdlib_logging.LogRecord) -> str:
+        return _printable(super().format(record))

@@ -28,7 +28,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxpretrain import cli
-from jaxpretrain.config import Config
+from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
@@ -77,6 +77,8 @@ PROFILE = flags.DEFINE_integer(
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
     run_in_this_thread()
+    if (PROCESSES.value, PROCESS.value) != (None, None) and not COORDINATOR.value:
+        raise ConfigError("--processes and --process go with --coordinator=HOST:PORT, the address of the first process")
     if DISTRIBUTED.value or COORDINATOR.value:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     workdir = epath.Path(cli.WORKDIR.value or workdir_name(config, cli.recipe()))

@@ -84,7 +84,7 @@ def load(folder: Path) -> Corpus:
         intact = manifest.pop("digest") == digest_of(manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged") from error
-    if not intact:
+    if not intact or any("/" in name for name in files):
         raise ValueError(f"{path} is damaged")
     with ThreadPoolExecutor() as threads:
         digests = threads.map(digest_of_file, [folder / name for name in files])

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources import tensorflow_data_sets
+from jaxpretrain.data.sources.files import check_file
 
 
 @dataclass(frozen=True)
@@ -231,8 +234,7 @@ def _load_tfds(task: Task) -> TaskData:
 
 
 def _builder(task: Task, name: str = "") -> Any:
-    import tensorflow_datasets as tfds  # slow to import, and few runs need it
-
+    tfds = tensorflow_data_sets.library()
     # A builder of the older kind: it is found only after its module was imported.
     importlib.import_module("tensorflow_datasets.text.glue")
     return tfds.builder(f"glue/{name or _plain(task.name)}", file_format="array_record", try_gcs=False)
@@ -289,7 +291,7 @@ def _load_own(files: str, columns: tuple[str, ...], label: str) -> TaskData:
 
 def _own_task(table: "_Table", columns: tuple[str, ...], label: str) -> Task:
     """What the training rows say about the task."""
-    header = ", ".join(table.header)
+    header = textwrap.shorten(", ".join(table.header), 500, placeholder=" …")
     columns = columns or _conventional(table)
     if not 1 <= len(columns) <= 2:
         raise ConfigError(
@@ -379,6 +381,7 @@ def _read_table(path: Path, quoted: bool = False, header: list[str] | None = Non
 
 def _read_text(path: Path) -> str:
     try:
+        check_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

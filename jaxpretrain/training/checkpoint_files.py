@@ -168,7 +168,9 @@ def _damage(folder: epath.Path) -> str | None:
         written = digests["files"]
         if digests["self"] != _digest_of(written):
             return f"{DIGESTS} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        if any(".." in name.split("/") or name.startswith("/") for name in written):
+            return f"{DIGESTS} names files outside the folder"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"{DIGESTS} cannot be read ({e})"
 
     def check(name: str) -> str | None:

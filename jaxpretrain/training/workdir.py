@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, changed_fields, flatten, from_dict, is_free, to_dict
@@ -133,6 +134,9 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             held = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # else its holder took it away meanwhile
         except (BlockingIOError, FileNotFoundError):
             held = False
+        except OSError as error:
+            logging.warning("%s: has no locks (%s): see that no other run uses it", workdir, error.strerror or error)
+            held = True
         if not held:
             raise ConfigError(f"{workdir} is in use by another run: wait for it or give another --workdir")
         if lock in made:

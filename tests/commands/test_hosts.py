@@ -19,7 +19,7 @@ from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.hosts import LOST
 
 EVERYTHING = (  # both networks, and notes
-    "--config.train.steps=10",
+    *("--config.train.steps=10", "--config.optim.decay=constant"),  # so that fewer steps are a beginning of more
     *("--config.objective.name=mcbert", "--config.objective.mask_share=1", "--config.objective.random_share=0"),
     *("--config.notes.enabled=true", "--config.notes.single_piece=true"),
     *("--config.notes.min_count=1", "--config.notes.max_count=100000"),
@@ -83,6 +83,18 @@ def assert_close(here: list, there: list, atol: float) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), one, other)
 
 
+def assert_same_run(workdir: Path, other: Path) -> None:
+    """To rounding: what was learnt, and the metrics of all steps."""
+    assert_close(learnt(workdir, 10), learnt(other, 10), 2e-4)
+    expected = {line["step"]: line for line in metrics.read(other)}
+    lines = metrics.read(workdir)
+    assert {line["step"] for line in lines} >= expected.keys()
+    for line in lines:
+        for name, value in expected.get(line["step"], {}).items():
+            if name != "total/seconds" and not name.startswith("speed/"):
+                assert line[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
 @pytest.fixture(scope="session")
 def alone(shared_tmp: Path, exclusive, command, run) -> Path:
     """The same run by one process on one device."""
@@ -102,13 +114,18 @@ def test_as_one_process(count: int, alone: Path, start_all, tmp_path: Path):
         assert code == 0, (out, err)
     assert "held-out" in results[0][1]
     assert all(not out for _, out, _ in results[1:])  # one speaks
-    assert_close(learnt(tmp_path / "run", 10), learnt(alone, 10), 2e-4)
-    lines, expected = metrics.read(tmp_path / "run"), metrics.read(alone)
-    assert [line["step"] for line in lines] == [line["step"] for line in expected]
-    for line, other in zip(lines, expected, strict=True):
-        for name in line:
-            if name != "total/seconds" and not name.startswith("speed/"):
-                assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+    assert_same_run(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_on_another_number_of_hosts(alone: Path, start_all, command, run, tmp_path: Path):
+    """Four processes begin, one ends: the same batches, and so the same run."""
+    begun = ended(start_all(4, tmp_path / "run", *EVERYTHING, "--config.train.steps=5"))
+    assert [code for code, _, _ in begun] == [0] * 4, begun
+    done = run(command("train", "--workdir", tmp_path / "run", *EVERYTHING))
+    assert done.code == 0, done.err
+    assert "goes on from step 5" in done.out
+    assert_same_run(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
@@ -137,6 +154,24 @@ def test_one_is_killed(start_all, command, run, wait_for_step, tmp_path: Path):
     done = run(command("train", "--workdir", tmp_path / "run", *args, f"--config.train.steps={int(step) + 10}"))
     assert done.code == 0, done.err
     assert f"goes on from step {int(step):,}" in done.out
+
+
+@pytest.mark.slow
+def test_the_first_of_four_is_killed(start_all, command, run, wait_for_step, tmp_path: Path):
+    """The others end by themselves, in seconds, and one alone comes to the end."""
+    args = ("--config.train.steps=200", "--config.train.log_every=1", "--config.eval.every=0")
+    args = (*args, "--config.checkpoint.every_steps=20")
+    processes = start_all(4, tmp_path / "run", *args)
+    wait_for_step(processes, tmp_path / "run", 45)
+    processes[0].send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    assert all(code != 0 for code, _, _ in ended(processes))
+    assert time.monotonic() - begin < 30
+    assert not (tmp_path / "run/DONE").exists()
+    done = run(command("train", "--workdir", tmp_path / "run", *args))
+    assert done.code == 0, done.err
+    [step] = re.findall(r"goes on from step (\d+)", done.out)
+    assert int(step) >= 40
 
 
 @pytest.mark.slow

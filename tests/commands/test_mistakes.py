@@ -34,6 +34,7 @@ BERT = [*TRAIN, "--config", "configs/bert.py"]
         ([*BERT, "train.steps=3"], ["'train.steps=3'", "--config.FIELD=VALUE"]),
         ([*BERT, "--config.data.source=text:/nowhere/*.txt"], ["data.source", "/nowhere/*.txt"]),
         ([*BERT, "--config.data.source=http://x"], ["data.source", "python-docs", "text:"]),
+        ([*BERT, "--processes=2", "--process=0"], ["--coordinator=HOST:PORT"]),
         ([*BERT, "--config.data.tokenizer=/nowhere.model"], ["data.tokenizer", "/nowhere.model"]),
     ],
     ids=lambda value: value[-1].split("/")[-1] if value[0] == sys.executable else "",
@@ -156,6 +157,16 @@ def test_a_step_that_is_not_finite(command, run, tmp_path: Path):
 
 def test_names_from_a_hostile_file_do_not_reach_the_terminal():
     assert _one_line("a\nb \x1b[2J\u202e \udcff é") == "a b \\x1b[2J\\u202e \\udcff é"
+    assert _one_line("a" * 5000 + "z" * 5000) == "a" * 1000 + " … " + "z" * 1000
+
+
+def test_names_in_warnings_neither(command, run, tmp_path: Path):
+    name = tmp_path / "a\x1b[2J\nb.txt"
+    name.write_bytes(b"\xff" + b"some words of no use\n\n" * 100)
+    source = f"--config.data.source=text:{tmp_path}/*.txt"
+    done = run([*BERT, source, "--config.train.steps=1", "--config.train.batch_size=1", "--workdir", tmp_path / "run"])
+    assert "\x1b" not in done.err
+    assert r"a\x1b[2J b.txt" in done.err
 
 
 def test_a_name_that_is_no_text_is_printed(command, run, finished: Path, tmp_path: Path):

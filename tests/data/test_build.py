@@ -22,7 +22,7 @@ from jaxpretrain.data import build, passes
 from jaxpretrain.data import corpus as corpus_source
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.build import prepare
-from jaxpretrain.data.prepared import Corpus, load, stream_dtype
+from jaxpretrain.data.prepared import Corpus, digest_of, digest_of_file, load, stream_dtype
 from jaxpretrain.data.text import normalise, words
 from jaxpretrain.data.tokenizer import SEP, Tokenizer
 from tests.data.conftest import NOTES, paragraphs
@@ -429,3 +429,16 @@ def test_manifest_tells_what_it_is(corpus: Corpus, text_file: Path):
     manifest = json.loads((corpus.folder / "manifest.json").read_text())
     assert manifest["settings"]["source"][0][:2] == ["text", str(text_file)]
     assert sorted(manifest["files"]) == sorted(p.name for p in corpus.folder.iterdir() if p.name != "manifest.json")
+
+
+def test_a_manifest_names_no_file_elsewhere(corpus: Corpus, tmp_path: Path):
+    shutil.copytree(corpus.folder, tmp_path / "corpus")
+    path = tmp_path / "corpus/manifest.json"
+    manifest = json.loads(path.read_text())
+    other = tmp_path / "other"
+    other.write_bytes(b"12")
+    manifest["files"]["train-/../../other"] = digest_of_file(other)
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest | {"digest": digest_of(manifest)}))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        load(tmp_path / "corpus")

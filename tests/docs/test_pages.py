@@ -22,6 +22,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / ".github/CONTRIBUTING.md",
+    ROOT / ".github/SECURITY.md",
     ROOT / "CHANGELOG.md",
 ]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,6 +1,7 @@
 """Fine-tuning tasks: GLUE's own files, TensorFlow Datasets, and tab-separated files with all that people put there."""
 
 import csv
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -461,7 +462,7 @@ def test_wrong_names_of_columns(tmp_path: Path):
 
 def test_files_that_cannot_be_read(tmp_path: Path):
     fails(rf"cannot read {tmp_path}/none.tsv: No such file", f"tsv:{tmp_path}/none.tsv")
-    fails(rf"cannot read {tmp_path}: Is a directory", f"tsv:{tmp_path}")
+    fails(rf"cannot read {tmp_path}: not a file", f"tsv:{tmp_path}")
     for files in ("", "a.tsv,", "a,b,c,d"):
         fails(r"task 'tsv:.*': must be tsv:FILE or tsv:TRAIN,DEV", f"tsv:{files}")
 
@@ -587,3 +588,16 @@ def test_submissions_of_own_tasks(tmp_path: Path):
     assert path.read_text() == "index\tprediction\nx\t-7.250\n"
     with pytest.raises(ValueError, match="shorter"):
         write_submission(tmp_path, task, "test", ["x", "y"], np.array([0]))
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "rows.tsv")
+    fails(r"cannot read .*rows\.tsv: not a file", f"tsv:{tmp_path}/rows.tsv")
+
+
+def test_a_header_that_is_not_one(tmp_path: Path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('\t"a\nb"\tlabel\n0\t1\t2\n')
+    fails(r"line 1: text must be .* the header, split at tabs, is , a b, label$", f"tsv:{path}")
+    path.write_text("\t".join(f"column {i}" for i in range(10_000)) + "\n" + "\t" * 9_999 + "\n")
+    fails(r"line 1: .{0,800} …$", f"tsv:{path}")

@@ -1,4 +1,7 @@
-"""The short form of `benchmarks/faults.py`: each kind of fault once, with what must be said."""
+"""The short form of `benchmarks/faults.py`: kills, damage and changes, each with what must be said.
+
+Signals, another text or config, full and read-only disks have their tests in `tests/commands`.
+"""
 
 import random
 from collections.abc import Callable
@@ -26,6 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
         (faults.another_version, "has no field 'of_tomorrow'"),
         (faults.another_format, "manifest.json is damaged"),
         (lambda place: faults.damaged_checkpoint(place, "one bit flipped", "host.json"), "host.json is not what was"),
+        (lambda place: faults.damaged_corpus(place, "truncated", "train-00000.bin"), "train-00000.bin is damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -46,7 +50,7 @@ def test_lost_metrics_are_told(place: faults.Place):
 
 def test_kills_at_every_kind_of_moment(place: faults.Place):
     faults.kills(place, 0)
-    kills = [case for case in place.cases if case.fault.startswith("kill")]
+    kills = [case for case in place.cases if case.fault.startswith("kill -9")]
     assert len({case.fault for case in kills}) >= 5  # a quick machine may be through before one of them
     assert all(case.equal and case.lost <= 2 * faults.EVERY for case in kills), kills
 

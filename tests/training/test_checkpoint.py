@@ -196,6 +196,15 @@ def test_damage_to_any_file_is_reported_and_the_one_before_used(
             assert not (folder / "00000002").exists()
 
 
+@pytest.mark.parametrize("name", ["../other", "/etc/hostname", "state/../../other"])
+def test_digests_name_no_file_elsewhere(tmp_path: Path, name: str):
+    saved(tmp_path, 1)
+    path = tmp_path / "00000001/digests.json"
+    written = json.loads(path.read_text())["files"] | {name: [0, ""]}
+    path.write_text(json.dumps({"files": written, "self": checkpoint_files._digest_of(written)}))
+    assert checkpoint_files._damage(epath.Path(path.parent)) == "digests.json names files outside the folder"
+
+
 def test_every_bit_of_the_digests_themselves_counts(tmp_path: Path):
     saved(tmp_path, 1)
     path = tmp_path / "00000001/digests.json"

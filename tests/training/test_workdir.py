@@ -1,5 +1,6 @@
 """A run's folder: recognised, never taken from another run, never shared."""
 
+import errno
 import fcntl
 import json
 from contextlib import suppress
@@ -132,6 +133,16 @@ def test_a_lock_that_its_holder_takes_away_is_none(workdir, monkeypatch, then: s
     with pytest.raises(ConfigError, match="in use by another run"), locked(workdir):
         pass
     assert (workdir / ".lock").exists() == (then != "gone")
+
+
+def test_a_file_system_without_locks(workdir, monkeypatch, caplog):
+    def none(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with locked(workdir):
+        assert (workdir / ".lock").exists()
+    assert caplog.messages == [f"{workdir}: has no locks (No locks available): see that no other run uses it"]
 
 
 def test_a_workdir_without_room_for_the_lock(workdir):

@@ -18,7 +18,8 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.source import Part
 
 BLOCK = 1 << 20  # bytes read at a time
-_ZST_BLOCK = 1 << 10  # compressed bytes at a time: four of them may hold 128 KiB
+_BLOCK_OF_FRAME = 1 << 10  # compressed bytes at a time: four of them may hold 128 KiB
+_XZ_MEMORY = 256 << 20  # bytes that decompressing may take; `xz -9` needs 65 MiB
 _COMPRESSED = (".gz", ".xz", ".zst", ".bz2")
 _RATIO = 4  # text is about this many times larger than its compressed file
 
@@ -84,9 +85,12 @@ def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
         ConfigError: when the file cannot be read or is damaged.
     """
     if path.endswith(".zst"):
-        yield from _zst_blocks(path)
+        yield from _frames(path, lambda: zstandard.ZstdDecompressor().decompressobj())
         return
-    openers = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+    if path.endswith(".xz"):
+        yield from _frames(path, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY), padding=b"\0")
+        return
+    openers = {".gz": gzip.open, ".bz2": bz2.open}
     opener = openers.get(os.path.splitext(path)[1], open)
     with opened(path, lambda: opener(path, "rb")) as file:
         if start:
@@ -95,7 +99,7 @@ def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
         while left:
             try:
                 block = file.read(BLOCK if left < 0 else min(BLOCK, left))
-            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise ConfigError(f"data.source: {path} is damaged: {error}") from error
             if not block:
                 return
@@ -103,16 +107,26 @@ def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
             yield block
 
 
-def _zst_blocks(path: str) -> Iterator[bytes]:
-    """The frames of a .zst file. zstandard's own reader takes a file that was cut off, or the first frame, for all."""
+def _frames(path: str, decompressor: Callable[[], Any], padding: bytes = b"") -> Iterator[bytes]:
+    """What unfolds from the frames of a file, one after another, in bounded memory.
+
+    zstandard's own reader takes a file that was cut off, or the first frame, for all; that of lzma knows no limit.
+
+    Args:
+        decompressor: for one frame.
+        padding: may stand after a frame, again and again.
+    """
     frame = None
     with opened(path, lambda: open(path, "rb")) as file:
-        while data := file.read(_ZST_BLOCK):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        while data := file.read(_BLOCK_OF_FRAME):
+            while data := data if frame else data.lstrip(padding):
+                frame = frame or decompressor()
                 try:
                     text = frame.decompress(data)
-                except zstandard.ZstdError as error:
+                except (zstandard.ZstdError, lzma.LZMAError) as error:
+                    if "limit" in str(error):
+                        error = f"it wants more than {_XZ_MEMORY >> 20} MiB to be read; compress it anew, as by xz -9"
+                        raise ConfigError(f"data.source: {path}: {error}") from None
                     raise ConfigError(f"data.source: {path} is damaged: {error}") from error
                 data = b""
                 if frame.eof:

@@ -1,6 +1,7 @@
 """`tfds:NAME[@SPLIT]`: TensorFlow Datasets, through ArrayRecord and without TensorFlow."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import re
@@ -25,9 +26,7 @@ class Records:
 
     def documents(self, warnings: Warnings) -> Iterator[str]:
         """One per record, or more if it is too long."""
-        import tensorflow_datasets as tfds
-
-        builder: Any = tfds.builder_from_directory(self.folder)
+        builder: Any = library().builder_from_directory(self.folder)
         records = builder.as_data_source(split=self.split)
         for index in range(self.start, self.end):
             value = records[index][self.feature]
@@ -71,14 +70,37 @@ def _name_and_split(value: str) -> tuple[str, str]:
     return name, split or "train"
 
 
+@functools.cache
+def library() -> Any:
+    """TensorFlow Datasets, held to its own classes: those that a data set's files name would be imported, and so run.
+
+    Slow to import, and few runs need it.
+    """
+    import tensorflow_datasets as tfds
+
+    connector: Any = tfds.features.FeatureConnector
+    found = connector.cls_from_name
+
+    def of_library(name: str) -> Any:
+        if not name.startswith("tensorflow_datasets."):
+            raise ValueError(f"its files name the Python class {name}, and only TFDS's own are run")
+        return found(name)
+
+    connector.cls_from_name = staticmethod(of_library)
+    return tfds
+
+
 def _builder(name: str) -> Any:
     """The builder of a data set.
 
     Raises:
         ConfigError: when there is none of this name.
     """
-    import tensorflow_datasets as tfds  # slow to import, and few runs need it
-
+    if not re.fullmatch(r"[^:]+(:[\d.*]+)?", name):
+        raise ConfigError(
+            f"data.source='tfds:{name}': must be NAME[/CONFIG][:VERSION]; a namespace's own code is not run"
+        )
+    tfds = library()
     top = re.split(r"[/:]", name)[0]
     for room in ("text", "translate", "question_answering", "summarization"):
         # Builders of the older kind are found only after their module was imported.

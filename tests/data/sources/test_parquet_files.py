@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -106,3 +108,28 @@ def test_long_and_empty_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [len(d) for d in read(f"parquet:{path}", tmp_path)] == [1000, 1000, 500, 5]
     empty = write(tmp_path / "b.parquet", text=pa.array([], pa.string()))
     assert read(f"parquet:{empty}", tmp_path) == []
+
+
+FLIP_EVERY_BIT = """
+import sys
+from pathlib import Path
+from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources import parquet_files
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+for i in range(max(4, len(whole) - 400), len(whole)):
+    for bit in range(8):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :])
+        try:
+            list(parquet_files.pieces(parquet_files.resolve(str(path)), 1000))
+        except ConfigError:
+            pass
+"""
+
+
+def test_no_flipped_bit_at_its_end_takes_the_process_along(tmp_path: Path):
+    write(tmp_path / "a.parquet", text=["one", "two", None], n=[1, 2, 3])
+    done = subprocess.run(
+        [sys.executable, "-c", FLIP_EVERY_BIT, tmp_path / "a.parquet"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-500:]

@@ -1,6 +1,8 @@
 """With real builders, written in ArrayRecord."""
 
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ def test_tfds_splits_and_slices(tmp_path: Path):
         ("tfds:pairs", r"tfds:pairs': needs one text feature, or one named 'text'; it has first, second"),
         ("tfds:stars", r"tfds:stars': .* it has none"),
         ("tfds:no_such_data_set", r"tfds:no_such_data_set': .*not found"),
+        ("tfds:huggingface:tales", r"tfds:huggingface:tales': must be NAME.*; a namespace's own code is not run"),
     ],
 )
 @pytest.mark.usefixtures("data_sets")
@@ -98,3 +101,25 @@ def test_a_missing_extra_is_named(tmp_path: Path):
         ConfigError, match=r"wikipedia/20230601.en' .*apache_beam: pip install 'jaxpretrain\[wikipedia\]'"
     ):
         read("tfds:wikipedia/20230601.en", tmp_path)
+
+
+@pytest.mark.parametrize("when", ["when it is found", "while it is read"])
+def test_no_class_that_a_data_set_names_is_run(
+    when: str, tfds_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nor where TFDS does not know the code of the data set, and has its files alone."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path / "sets"
+    shutil.copytree(tfds_folder / "tales", folder / "unknown")
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(folder))
+    (tmp_path / "of_the_data_set.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    units = plan(resolve("tfds:unknown"), tmp_path, None)
+    path = folder / "unknown/1.0.0/features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["text"]["pythonClassName"] = "of_the_data_set.Text"
+    path.write_text(json.dumps(features))
+    with pytest.raises((ConfigError, ValueError), match=r"name the Python class of_the_data_set\.Text"):
+        next(documents(units[0], Warnings())) if when == "while it is read" else resolve("tfds:unknown")
+    assert not (tmp_path / "was run").exists()

@@ -3,6 +3,7 @@ import glob
 import gzip
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,34 @@ def test_what_two_stars_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         expected = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
         found = [file for part in resolve(f"text:{pattern}") for file in part.files] if expected else []
         assert found == sorted(expected), pattern
+
+
+def test_xz_files_of_several_streams_with_padding(tmp_path: Path):
+    path = tmp_path / "a.txt.xz"
+    streams = [lzma.compress(f"document {i}\n\n".encode()) for i in range(3)]
+    path.write_bytes(streams[0] + bytes(4096) + streams[1] + streams[2] + bytes(8))
+    assert read(f"text:{path}", tmp_path) == ["document 0", "document 1", "document 2"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda whole: whole[:-5], "is damaged: it ends in the middle of a frame"),
+        (lambda whole: whole + b"PK", "is damaged"),
+        (lambda whole: whole[:40] + b"x" + whole[41:], "is damaged"),
+    ],
+)
+def test_an_xz_file_that_was_spoilt(tmp_path: Path, spoil: Callable[[bytes], bytes], message: str):
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(spoil(lzma.compress(b"document\n\n" + os.urandom(2000).hex().encode())))
+    with pytest.raises(ConfigError, match=f"{path} {message}"):
+        read(f"text:{path}", tmp_path)
+
+
+def test_an_xz_file_that_wants_gigabytes_to_be_read(tmp_path: Path):
+    """Its dictionary would grow with the text, to as much as its head says."""
+    path = tmp_path / "a.txt.xz"
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 29}]
+    path.write_bytes(lzma.compress(b"document", filters=filters))
+    with pytest.raises(ConfigError, match=f"{path}: it wants more than 256 MiB to be read; compress it anew"):
+        read(f"text:{path}", tmp_path)
