@@ -116,7 +116,7 @@ def _run(main: Callable[[list[str]], None], kind: type | None) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it did not find
-        logging.get_absl_handler().setFormatter(_OneLine("%(levelname)s: %(message)s"))
+        logging.get_absl_handler().setFormatter(_Printable("%(levelname)s: %(message)s"))
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, nor terminals know all
         try:
@@ -201,8 +201,9 @@ def _printable(message: str) -> str:
     return message if len(message) <= 2 * _SHOWN else f"{message[:_SHOWN]} … {message[-_SHOWN:]}"
 
 
-class _OneLine(stdlib_logging.Formatter):
-    """Of what is logged."""
+class _Printable(stdlib_logging.Formatter):
+    """What is logged: of ours a line, of jax, which may explain itself at length, as many as it has."""
 
     def format(self, record: stdlib_logging.LogRecord) -> str:
-        return _printable(super().format(record))
+        lines = super().format(record)
+        return "\n".join(map(_printable, lines.splitlines() if record.name.startswith("jax.") else [lines]))

@@ -77,7 +77,7 @@ PROFILE = flags.DEFINE_integer(
 def main(config: Config) -> None:
     """Trains, from scratch or from where the workdir stands."""
     run_in_this_thread()
-    if (PROCESSES.value, PROCESS.value) != (None, None) and not COORDINATOR.value:
+    if (PROCESSES.value, PROCESS.value) != (None, None) and not (COORDINATOR.value or DISTRIBUTED.value):
         raise ConfigError("--processes and --process go with --coordinator=HOST:PORT, the address of the first process")
     if DISTRIBUTED.value or COORDINATOR.value:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)

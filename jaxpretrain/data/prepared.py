@@ -81,10 +81,10 @@ def load(folder: Path) -> Corpus:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
-        intact = manifest.pop("digest") == digest_of(manifest)
+        intact = manifest.pop("digest") == digest_of(manifest) and not any("/" in name for name in files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged") from error
-    if not intact or any("/" in name for name in files):
+    if not intact:
         raise ValueError(f"{path} is damaged")
     with ThreadPoolExecutor() as threads:
         digests = threads.map(digest_of_file, [folder / name for name in files])

@@ -170,7 +170,8 @@ def _damage(folder: epath.Path) -> str | None:
             return f"{DIGESTS} is not what was written"
         if any(".." in name.split("/") or name.startswith("/") for name in written):
             return f"{DIGESTS} names files outside the folder"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        written = {name: (size, digest) for name, (size, digest) in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"{DIGESTS} cannot be read ({e})"
 
     def check(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """A run's folder: its name, which run it belongs to, and what lies beside the checkpoints."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,8 @@ from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint import restore_params
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without them say
 
 
 def workdir_name(config: Config, recipe: Config) -> str:
@@ -130,13 +133,15 @@ def locked(workdir: epath.Path) -> Iterator[None]:
                 f"--workdir={workdir}: cannot be written ({why}): make it writable, or give another"
             ) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logging.warning("%s: has no locks (%s): see that no other run uses it", workdir, error.strerror)
             held = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # else its holder took it away meanwhile
-        except (BlockingIOError, FileNotFoundError):
+        except (BlockingIOError, PermissionError, FileNotFoundError):  # shares say EACCES of what another holds
             held = False
-        except OSError as error:
-            logging.warning("%s: has no locks (%s): see that no other run uses it", workdir, error.strerror or error)
-            held = True
         if not held:
             raise ConfigError(f"{workdir} is in use by another run: wait for it or give another --workdir")
         if lock in made:

@@ -145,6 +145,15 @@ def test_a_file_system_without_locks(workdir, monkeypatch, caplog):
     assert caplog.messages == [f"{workdir}: has no locks (No locks available): see that no other run uses it"]
 
 
+def test_a_share_whose_lock_another_holds(workdir, monkeypatch):
+    def held(file, how):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fcntl, "flock", held)
+    with pytest.raises(ConfigError, match="in use by another run"), locked(workdir):
+        pass
+
+
 def test_a_workdir_without_room_for_the_lock(workdir):
     (workdir / ".lock").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"--workdir=.*: cannot be written \(Is a directory\)"), locked(workdir):

@@ -88,7 +88,7 @@ def blocks(path: str, start: int, end: int) -> Iterator[bytes]:
         yield from _frames(path, lambda: zstandard.ZstdDecompressor().decompressobj())
         return
     if path.endswith(".xz"):
-        yield from _frames(path, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY), padding=b"\0")
+        yield from _frames(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY), padding=b"\0")
         return
     openers = {".gz": gzip.open, ".bz2": bz2.open}
     opener = openers.get(os.path.splitext(path)[1], open)
@@ -116,24 +116,26 @@ def _frames(path: str, decompressor: Callable[[], Any], padding: bytes = b"") ->
         decompressor: for one frame.
         padding: may stand after a frame, again and again.
     """
-    frame = None
+    frame, data = decompressor(), b""
     with opened(path, lambda: open(path, "rb")) as file:
-        while data := file.read(_BLOCK_OF_FRAME):
-            while data := data if frame else data.lstrip(padding):
-                frame = frame or decompressor()
-                try:
-                    text = frame.decompress(data)
-                except (zstandard.ZstdError, lzma.LZMAError) as error:
-                    if "limit" in str(error):
-                        error = f"it wants more than {_XZ_MEMORY >> 20} MiB to be read; compress it anew, as by xz -9"
-                        raise ConfigError(f"data.source: {path}: {error}") from None
-                    raise ConfigError(f"data.source: {path} is damaged: {error}") from error
-                data = b""
+        while True:
+            try:
+                if not (data := data or file.read(_BLOCK_OF_FRAME)):
+                    break
                 if frame.eof:
-                    data, frame = frame.unused_data, None
-                if text:
-                    yield text
-    if frame:
+                    if not (data := data.lstrip(padding)):
+                        continue
+                    frame = decompressor()
+                text = frame.decompress(data)
+            except (OSError, zstandard.ZstdError, lzma.LZMAError) as error:
+                if "limit" in str(error):
+                    error = f"it wants more than {_XZ_MEMORY >> 20} MiB to be read; compress it anew, as by xz -9"
+                    raise ConfigError(f"data.source: {path}: {error}") from None
+                raise ConfigError(f"data.source: {path} is damaged: {error}") from error
+            data = frame.unused_data
+            if text:
+                yield text
+    if not frame.eof:
         raise ConfigError(f"data.source: {path} is damaged: it ends in the middle of a frame")
 
 

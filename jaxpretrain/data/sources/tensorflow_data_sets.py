@@ -83,7 +83,7 @@ def library() -> Any:
 
     def of_library(name: str) -> Any:
         if not name.startswith("tensorflow_datasets."):
-            raise ValueError(f"its files name the Python class {name}, and only TFDS's own are run")
+            raise ConfigError(f"the data set's files name the Python class {name!r}; only TFDS's own are run")
         return found(name)
 
     connector.cls_from_name = staticmethod(of_library)
@@ -96,10 +96,6 @@ def _builder(name: str) -> Any:
     Raises:
         ConfigError: when there is none of this name.
     """
-    if not re.fullmatch(r"[^:]+(:[\d.*]+)?", name):
-        raise ConfigError(
-            f"data.source='tfds:{name}': must be NAME[/CONFIG][:VERSION]; a namespace's own code is not run"
-        )
     tfds = library()
     top = re.split(r"[/:]", name)[0]
     for room in ("text", "translate", "question_answering", "summarization"):
@@ -109,6 +105,8 @@ def _builder(name: str) -> Any:
         except ModuleNotFoundError:
             continue
     try:
+        if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace:
+            raise ConfigError("it is of a namespace, whose code would be fetched and run")
         with contextlib.suppress(tfds.core.DatasetNotFoundError):
             return tfds.builder(name, file_format="array_record", try_gcs=False)
         return tfds.builder(name, try_gcs=False)  # one whose code is elsewhere: read from its prepared files

@@ -163,6 +163,8 @@ def test_xz_files_of_several_streams_with_padding(tmp_path: Path):
     [
         (lambda whole: whole[:-5], "is damaged: it ends in the middle of a frame"),
         (lambda whole: whole + b"PK", "is damaged"),
+        (lambda _: b"", "is damaged: it ends in the middle of a frame"),
+        (lambda _: bytes(4096), "is damaged"),
         (lambda whole: whole[:40] + b"x" + whole[41:], "is damaged"),
     ],
 )
