@@ -10,6 +10,8 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources import files
 from jaxpretrain.data.sources.source import LONGEST_DOCUMENT, Part, Warnings
 
+_REPLACEMENT = "\ufffd".encode()
+
 
 @dataclass(frozen=True)
 class TextRange:
@@ -83,7 +85,7 @@ def _lines(blocks: Iterable[bytes], path: str, warnings: Warnings) -> Iterator[s
             raise ConfigError(f"data.source: {path} is binary, or text in another encoding than UTF-8 (it holds NULs)")
         text = decoder.decode(block)
         characters += len(text)
-        bad += text.count("\ufffd")
+        bad += text.count("\ufffd") - block.count(_REPLACEMENT)  # those that stood there are characters
         if bad > 100 + 0.05 * characters:
             raise ConfigError(f"data.source: {path} is binary, or text in another encoding than UTF-8")
         lines = (tail + text).split("\n")

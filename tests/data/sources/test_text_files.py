@@ -182,3 +182,12 @@ def test_an_xz_file_that_wants_gigabytes_to_be_read(tmp_path: Path):
     path.write_bytes(lzma.compress(b"document", filters=filters))
     with pytest.raises(ConfigError, match=f"{path}: it wants more than 256 MiB to be read; compress it anew"):
         read(f"text:{path}", tmp_path)
+
+
+def test_replacement_characters_are_characters(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("\ufffd" * 1000)
+    warnings = Warnings()
+    units = plan(resolve(f"text:{path}"), tmp_path, None)
+    assert [d for unit in units for d in documents(unit, warnings)] == ["\ufffd" * 1000]
+    assert not warnings
