@@ -276,6 +276,8 @@ def _parse(model: bytes, path: Path | epath.Path, field: str) -> Any:
         parsed = _Model.FromString(model)
         if not parsed.pieces:
             raise DecodeError("it has no pieces")
+        if isinstance(parsed.normalizer_spec.name, bytes):  # what protobuf makes of a string that is no UTF-8
+            raise DecodeError("the name of its normaliser is not UTF-8")
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         _ = [processor.id_to_piece(i) for i in range(processor.vocab_size())]  # they may be no UTF-8
     except (DecodeError, UnicodeDecodeError, RuntimeError) as error:

@@ -206,6 +206,16 @@ def test_a_piece_that_is_no_text(tmp_path: Path):
         adopt(path, lowercase=True)
 
 
+@pytest.mark.parametrize("call", [Tokenizer.load, lambda path: adopt(path, lowercase=True)])
+def test_a_normaliser_whose_name_is_no_text(tmp_path: Path, call):
+    path = _train(tmp_path).save(tmp_path)
+    whole = path.read_bytes()
+    assert whole.count(b"jaxpretrain") == 1
+    path.write_bytes(whole.replace(b"jaxpretrain", b"\xff" * 11))
+    with pytest.raises(ConfigError, match=r"is not a SentencePiece model: the name of its normaliser is not UTF-8"):
+        call(path)
+
+
 def test_a_named_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"cannot read .*pipe: not a file"):
