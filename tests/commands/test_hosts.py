@@ -119,9 +119,9 @@ def test_as_one_process(count: int, alone: Path, start_all, tmp_path: Path):
 
 @pytest.mark.slow
 def test_on_another_number_of_hosts(alone: Path, start_all, command, run, tmp_path: Path):
-    """Four processes begin, one ends: the same batches, and so the same run."""
-    begun = ended(start_all(4, tmp_path / "run", *EVERYTHING, "--config.train.steps=5"))
-    assert [code for code, _, _ in begun] == [0] * 4, begun
+    """Two processes begin, one ends: the same batches, and so the same run."""
+    begun = ended(start_all(2, tmp_path / "run", *EVERYTHING, "--config.train.steps=5"))
+    assert [code for code, _, _ in begun] == [0, 0], begun
     done = run(command("train", "--workdir", tmp_path / "run", *EVERYTHING))
     assert done.code == 0, done.err
     assert "goes on from step 5" in done.out
