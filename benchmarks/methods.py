@@ -421,7 +421,7 @@ def tuned_tables(study: Study, runs: Sequence[Run], factors: Mapping[str, Anneal
 
 def drawn_factors(factors: Mapping[str, Annealed]) -> Figure:
     """The annealed factors as bars, with their range over seeds; a method that does not reach the end has none."""
-    figure = Figure(figsize=(7, 0.6 + 0.7 * len(factors)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 1.1 + 0.7 * len(factors)), dpi=120, layout="constrained")
     axes = figure.subplots()
     colours = {"steps": "#0072b2", "FLOPs": "#e69f00", "seconds": "#999999"}
     for i, found in enumerate(factors.values()):
@@ -436,15 +436,15 @@ def drawn_factors(factors: Mapping[str, Annealed]) -> Figure:
                     f"{factor.mean:.2f}{more}", (factor.high, at), (5, 0), textcoords="offset points", va="center"
                 )
             elif j == 1:
-                axes.annotate("not reached", (0, at), (5, 0), textcoords="offset points", va="center")
+                axes.annotate("not reached", (1, at), (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="#000000", linewidth=1)
     axes.set_yticks(range(len(factors)), list(factors))
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
     axes.set_xlim(left=0)
     axes.set_xlabel("times less than BERT-A, to its end (schedules of their own)")
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside upper right", ncols=len(colours), frameon=False)
     return figure
 
 
