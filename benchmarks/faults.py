@@ -351,8 +351,8 @@ def damaged_run_file(place: Place, name: str) -> Case:
 def damaged_corpus(place: Place, damage: str, name: str) -> Case:
     """A file of a prepared corpus is not what was written: noticed before a step is taken with it."""
     with corpora(place) as cache:
-        [path] = cache.glob(f"*/{name}")
-        DAMAGES[damage](path, place.rng)
+        for path in cache.glob(f"*/{name}"):  # of each state that the text was in
+            DAMAGES[damage](path, place.rng)
         return between_starts(place, f"prepared corpus: {damage}", name, sign="damaged", cache=cache)
 
 

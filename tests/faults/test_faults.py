@@ -21,6 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
+        (lambda place: faults.damaged_corpus(place, "truncated", "train-00000.bin"), "train-00000.bin is damaged"),
         (faults.nan, "not finite"),
         (faults.clock, ""),
         (faults.several_runs, "is in use by another run"),
@@ -29,7 +30,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
         (faults.another_version, "has no field 'of_tomorrow'"),
         (faults.another_format, "manifest.json is damaged"),
         (lambda place: faults.damaged_checkpoint(place, "one bit flipped", "host.json"), "host.json is not what was"),
-        (lambda place: faults.damaged_corpus(place, "truncated", "train-00000.bin"), "train-00000.bin is damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
