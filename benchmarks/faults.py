@@ -351,8 +351,8 @@ def damaged_run_file(place: Place, name: str) -> Case:
 def damaged_corpus(place: Place, damage: str, name: str) -> Case:
     """A file of a prepared corpus is not what was written: noticed before a step is taken with it."""
     with corpora(place) as cache:
-        for path in cache.glob(f"*/{name}"):  # of each state that the text was in
-            DAMAGES[damage](path, place.rng)
+        [path] = cache.glob(f"*/{name}")
+        DAMAGES[damage](path, place.rng)
         return between_starts(place, f"prepared corpus: {damage}", name, sign="damaged", cache=cache)
 
 
@@ -369,32 +369,41 @@ def corpora(place: Place) -> Iterator[Path]:
 # --- what changes underneath ---
 
 
+def bringing_back(path: Path) -> Callable[[], None]:
+    """What brings a file back as it is now, its time too: a corpus that was prepared from it stays that of it."""
+    kept, status = path.read_bytes(), path.stat()
+
+    def bring_back() -> None:
+        path.write_bytes(kept)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    return bring_back
+
+
 def another_text(place: Place) -> Case:
     """The text has changed since the run was stopped; then it is brought back."""
-    kept = place.text.read_text()
+    bring_back = bringing_back(place.text)
     with corpora(place) as cache:
         try:
-            place.text.write_text(kept.replace("a", "e", 50))
-            return between_starts(
-                place,
-                "text changed between starts",
-                "",
-                mend=lambda _: place.text.write_text(kept),
-                cache=cache,
-            )
+            place.text.write_text(place.text.read_text().replace("a", "e", 50))
+            return between_starts(place, "text changed between starts", "", mend=lambda _: bring_back(), cache=cache)
         finally:
-            place.text.write_text(kept)
+            bring_back()
 
 
 def text_changes_meanwhile(place: Place) -> Case:
     """The text and the prepared corpus go while a run reads them."""
-    workdir, cache, kept = place.folder / "meanwhile", place.folder / "meanwhile-corpora", place.text.read_text()
+    workdir, cache, bring_back = (
+        place.folder / "meanwhile",
+        place.folder / "meanwhile-corpora",
+        bringing_back(place.text),
+    )
     process = place.start(place.command(workdir, cache))
     wait_until(process, lambda: logged(workdir) >= EVERY)
     place.text.write_text("gone")
     shutil.rmtree(cache)
     _, err = process.communicate(timeout=600)
-    place.text.write_text(kept)
+    bring_back()
     before = logged(workdir)
     out = place.again(place.command(workdir, cache)) if process.returncode else ""
     lost = before - resumed_from(out) if out else 0
@@ -422,8 +431,8 @@ def another_version(place: Place) -> Case:
 def another_format(place: Place) -> Case:
     """A prepared corpus of another version lies in the cache."""
     with corpora(place) as cache:
-        for path in cache.glob("*/manifest.json"):  # of each state that the text was in
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+        [path] = cache.glob("*/manifest.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
         return between_starts(place, "prepared corpus of another version", "", sign="damaged", cache=cache)
 
 
