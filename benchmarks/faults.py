@@ -393,11 +393,8 @@ def another_text(place: Place) -> Case:
 
 def text_changes_meanwhile(place: Place) -> Case:
     """The text and the prepared corpus go while a run reads them."""
-    workdir, cache, bring_back = (
-        place.folder / "meanwhile",
-        place.folder / "meanwhile-corpora",
-        bringing_back(place.text),
-    )
+    workdir, cache = place.folder / "meanwhile", place.folder / "meanwhile-corpora"
+    bring_back = bringing_back(place.text)
     process = place.start(place.command(workdir, cache))
     wait_until(process, lambda: logged(workdir) >= EVERY)
     place.text.write_text("gone")

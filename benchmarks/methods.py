@@ -8,6 +8,7 @@ then writes the record. Its folder keeps what finished runs are judged by: the s
 """
 
 import argparse
+import functools
 import json
 import runpy
 import shutil
@@ -232,6 +233,7 @@ class Study:
         curve = curves.read_curve(self.record / replace(run.source, seed=0, steps=STEPS).name, LOSS)
         return float(curve.flops[-1] / curve.step[-1])
 
+    @functools.cached_property
     def step_times(self) -> dict[str, Any]:
         """What `step_time.py --study` measured; ends the program where the setting was another."""
         path = self.record.parent / "step_time.json"
@@ -242,7 +244,7 @@ class Study:
 
     def seconds(self, method: str) -> float:
         """Of a step over one of the baseline; NaN if not measured."""
-        return self.step_times()["rows"].get(method, {"ratio": np.nan})["ratio"]
+        return self.step_times["rows"].get(method, {"ratio": np.nan})["ratio"]
 
     def annealed(self, run: Run, baseline: Run) -> "Annealed":
         """How many times fewer steps, FLOPs and seconds schedules of its own need to end where the baseline does.
@@ -369,7 +371,7 @@ def main() -> None:
         f"A run: `python -m jaxpretrain.train {each}`\n\nAll: `{command()}`. The folder `runs` holds each run's "
         "config and held-out metrics."
     )
-    if "load" in (timed := study.step_times()):
+    if "load" in (timed := study.step_times):
         parts.append(f"Seconds: [step_time.md](step_time.md), on one core with a load of {timed['load']:.2f} before.")
     write_record(options.out, "Methods at tiny", about, "\n\n".join(parts), files)
 

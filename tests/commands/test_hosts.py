@@ -159,8 +159,7 @@ def test_one_is_killed(start_all, command, run, wait_for_step, tmp_path: Path):
 @pytest.mark.slow
 def test_the_first_of_four_is_killed(start_all, command, run, wait_for_step, tmp_path: Path):
     """The others end by themselves, in seconds, and one alone comes to the end."""
-    args = ("--config.train.steps=200", "--config.train.log_every=1", "--config.eval.every=0")
-    args = (*args, "--config.checkpoint.every_steps=20")
+    args = (*LONG, "--config.train.steps=200", "--config.checkpoint.every_steps=20")
     processes = start_all(4, tmp_path / "run", *args)
     wait_for_step(processes, tmp_path / "run", 45)
     processes[0].send_signal(signal.SIGKILL)

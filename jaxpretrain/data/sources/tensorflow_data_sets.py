@@ -115,13 +115,12 @@ def _builder(name: str) -> Any:
 
 
 def _prepare_data_set(builder: Any, name: str) -> None:
-    import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
     if builder.is_prepared():
         return
-    if isinstance(builder, tfds.core.BeamBasedBuilder):
+    if isinstance(builder, library().core.BeamBasedBuilder):
         # Asked before the download: the builder itself would find out hours later.
         for module in ("apache_beam", "mwparserfromhell"):
             if not importlib.util.find_spec(module):
@@ -138,9 +137,7 @@ def _prepare_data_set(builder: Any, name: str) -> None:
 
 
 def _text_feature(builder: Any, name: str) -> str:
-    import tensorflow_datasets as tfds
-
-    texts = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Text)]
+    texts = [key for key, feature in builder.info.features.items() if isinstance(feature, library().features.Text)]
     if "text" in texts:
         return "text"
     if len(texts) != 1:
