@@ -114,7 +114,7 @@ class OptimConfig:
     """Adam with decoupled weight decay, a clipped gradient and a warm-up."""
 
     learning_rate: float = 1e-3  # the peak
-    warmup_steps: int = 250
+    warmup_steps: int = 250  # with train.budget_flops or budget_minutes: a tenth of the steps at most
     decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps
     beta1: float = 0.9
     beta2: float = 0.999
@@ -193,7 +193,9 @@ class FinetuneConfig:
     init_from: str = ""  # workdir of the pre-training run
     step: int = 0  # its checkpoint; 0: the best one, else the newest
     untrained: bool = False  # the same network with fresh weights: what the labels alone teach
-    task: str = ""  # CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI | tsv:FILE | tsv:TRAIN,DEV[,TEST]
+    task: str = ""  # CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI, several or GLUE | tsv:TRAIN[,DEV[,TEST]]
+    columns: tuple[str, ...] = ()  # of tsv files: the one or two with text, where they have other names than usual
+    label: str = ""  # of tsv files: the column with the label
     data_dir: str = ""  # folder in GLUE's own layout; empty: TensorFlow Datasets
     max_length: int = 128  # tokens per example, at most; longer ones are cut
     learning_rates: tuple[float, ...] = (2e-5, 3e-5, 4e-5, 5e-5)
@@ -234,7 +236,21 @@ FREE_ON_RESUME = (
 )
 
 # Of a fine-tuning: its grid may grow, and no trial depends on how many run at once.
-FREE_IN_GRID = ("name", "size", "data_dir", "learning_rates", "seeds", "grid", "at_once")
+# What it starts from and what it reads is known by its bytes, not by its name (evaluation/finetuned.py).
+FREE_IN_GRID = (
+    "name",
+    "size",
+    "init_from",
+    "step",
+    "task",
+    "columns",
+    "label",
+    "data_dir",
+    "learning_rates",
+    "seeds",
+    "grid",
+    "at_once",
+)
 
 
 def sized(size: str) -> Config:
@@ -485,6 +501,7 @@ def validate_finetune(config: FinetuneConfig) -> None:
     check(config.grid in GRIDS, "grid", "one of " + ", ".join(GRIDS))
     rates = config.learning_rates
     check(len(rates) > 0 and all(rate > 0 for rate in rates), "learning_rates", "one or more numbers above 0")
+    check(len(set(rates)) == len(rates), "learning_rates", "different from each other")
     for name in ("seeds", "batch_size"):
         check(getattr(config, name) >= 1, name, "at least 1")
     for name in ("step", "epochs", "weight_decay", "clip_norm", "at_once"):

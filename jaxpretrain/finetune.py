@@ -7,7 +7,8 @@
 
 Tasks are GLUE's (CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI), from a folder in its layout or through
 TensorFlow Datasets, and your own: `tsv:FILE` with a header, columns `text` (or `text_a`, `text_b`) and `label` (or
-`score`).
+`score`), or those that --config.columns and --config.label name. Several at once, `CoLA,MRPC` or `GLUE` for all nine,
+also get a table with their averages.
 
 Writes to --workdir (default INIT_FROM/finetuned/TASK): trials.jsonl, one line a trial; summary.md; the best model
 (`predict --workdir … FILE.tsv` labels rows with it); and its predictions for the test rows, in GLUE's own format. A
@@ -19,6 +20,7 @@ import math
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import jax
@@ -30,10 +32,12 @@ from tqdm import tqdm
 
 from jaxpretrain import cli
 from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, validate_finetune
+from jaxpretrain.evaluation.curves import config_of
 from jaxpretrain.evaluation.finetuned import (
     describe,
     label,
     load_finetuned,
+    mark,
     read_trials,
     save_best,
     write_trials,
@@ -41,11 +45,11 @@ from jaxpretrain.evaluation.finetuned import (
 from jaxpretrain.evaluation.finetuning import Finetuner, Grid, Result, predictions, trials_at_once
 from jaxpretrain.evaluation.labelled import Bucket, bucketed, sequence_of_buckets
 from jaxpretrain.evaluation.probe import probe
-from jaxpretrain.evaluation.scores import summary
-from jaxpretrain.evaluation.tasks import Examples, TaskData, load, write_submission
+from jaxpretrain.evaluation.scores import AVERAGED, glue_average, glue_missing, summary
+from jaxpretrain.evaluation.tasks import GLUE, Examples, TaskData, load, write_submission
 from jaxpretrain.evaluation.trained import Trained, load_run, untrained
 from jaxpretrain.notes import Notes
-from jaxpretrain.training.checkpoint_files import committed_steps
+from jaxpretrain.training.checkpoint_files import CheckpointError, committed_steps
 from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.metrics import add_to_lines
@@ -64,23 +68,66 @@ def main(config: FinetuneConfig) -> None:
     """Fine-tunes from one checkpoint, or from every one."""
     run_in_this_thread()
     use_compilation_cache()
-    data = load(config.task, config.data_dir)
-    for warning in data.warnings:
-        print(f"note: {warning}")
-    name = "-".join([plain(data.task.name), *overrides(config, cli.recipe(), without=("task", "step", "init_from"))])
-    base = epath.Path(cli.WORKDIR.value or epath.Path(config.init_from) / "finetuned" / name)
-    if not EVERY.value:
-        where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
-        finetune(config, data, where, PROBE.value)
-        return
-    steps = committed_steps(epath.Path(config.init_from) / "checkpoints")
+    config_of(config.init_from)  # before a task is downloaded for a run that is not there
+    names = [config.task] if ":" in config.task else config.task.split(",")
+    names = list(GLUE) if config.task.upper() == "GLUE" else [name.strip() for name in names]
+    changed = overrides(config, cli.recipe())
+    scores: dict[str, float] = {}
+    for name in names:
+        data = load(name, config.data_dir, columns=config.columns, label=config.label)
+        for warning in data.warnings:
+            print(f"note: {warning}")
+        base = epath.Path(config.init_from) / "finetuned" / "-".join([plain(data.task.name), *changed])
+        if cli.WORKDIR.value:
+            base = epath.Path(cli.WORKDIR.value) / (plain(data.task.name) if len(names) > 1 else "")
+        if EVERY.value:
+            scores |= finetune_every(config, data, base, changed)
+        else:
+            where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
+            scores |= finetune(config, data, where, PROBE.value)
+    if len(names) > 1:
+        of_tasks = {name: value for name, value in scores.items() if name.startswith("eval/glue/")}
+        print(f"\n{averages({name.removeprefix('eval/glue/'): value for name, value in of_tasks.items()})}")
+
+
+def finetune_every(config: FinetuneConfig, data: TaskData, base: epath.Path, changed: list[str]) -> dict[str, float]:
+    """Fine-tunes from each checkpoint and adds what came of it to the run's metrics; returns the last one's.
+
+    Args:
+        config: validated; its step does not count.
+        data: of the task.
+        base: gets a folder a step.
+        changed: what differs from the recipe, part of a curve's name: it is another one.
+
+    Raises:
+        ConfigError: no checkpoint, or the run is still training.
+    """
+    run, scores = epath.Path(config.init_from), {}
+    steps = committed_steps(run / "checkpoints")
     if not steps:
         raise ConfigError(f"init_from={config.init_from!r}: no checkpoint there to fine-tune from")
-    found = {}
     for step in steps:
         print(f"from step {step:,}")
-        found[step] = finetune(replace(config, step=step), data, base / f"step-{step}", PROBE.value)
-    add_to_lines(epath.Path(config.init_from), found)
+        try:
+            scores = finetune(replace(config, step=step), data, base / f"step-{step}", PROBE.value)
+        except CheckpointError as error:
+            print(f"note: left out: {error}")
+            continue
+        with locked(run):  # a run that trains writes the same file
+            add_to_lines(run, {step: {"-".join([name, *changed]): value for name, value in scores.items()}})
+    return scores
+
+
+def averages(scores: Mapping[str, float]) -> str:
+    """A table of the tasks' scores, × 100, and GLUE's averages as the papers define them, of what is there."""
+    rows = [f"| {name} | {100 * value:.1f} |" for name, value in scores.items()]
+    missing = glue_missing(scores)
+    if len(missing) < len(AVERAGED):
+        without = f", without {', '.join(missing)}" if missing else ""
+        nine, eight = glue_average(scores), glue_average(scores, mnli_once=True)
+        rows.append(f"| average as in the TUPE paper, MNLI twice{without} | {100 * nine:.1f} |")
+        rows.append(f"| average as in those of TNF and MC-BERT, MNLI once{without} | {100 * eight:.1f} |")
+    return "\n".join(["| task | dev score × 100 |", "| --- | --- |", *rows])
 
 
 def finetune(
@@ -95,7 +142,8 @@ def finetune(
         with_probe: score a linear model on frozen sentence vectors too.
 
     Returns:
-        For the curves: `eval/glue/TASK`, the median at the best rate; `eval/glue/TASK_rate`; `eval/probe/TASK`.
+        For the curves: `eval/glue/TASK`, the median at the best rate (`MNLI-m` and `MNLI-mm` apart);
+        `eval/glue_rate/TASK`; `eval/probe/TASK`.
 
     Raises:
         ConfigError: config, run, rows and workdir do not go together.
@@ -112,8 +160,9 @@ def finetune(
     per_epoch = len(sequence_of_buckets([len(bucket) for bucket in train], config.batch_size, 0))
     steps = (config.epochs or data.task.epochs) * per_epoch
     finetuner = Finetuner(config, run.config, run.tokenizer.vocab_size, data.task, steps)
+    marks = {"checkpoint": mark((run.params, notes)), "rows": mark((train, [buckets for buckets, _ in dev.values()]))}
     with locked(workdir):
-        describe(workdir, finetuner, run.tokenizer, rare)
+        describe(workdir, finetuner, run.tokenizer, rare, run.step, marks)
         done = read_trials(workdir)
         known = {(result.rate, result.seed) for result in done}
         missing = [(rate, seed) for rate in config.learning_rates for seed in range(config.seeds)]
@@ -130,13 +179,13 @@ def finetune(
             done = run_trials(grid_of(at_once), missing, done, workdir)
         wanted = [r for r in done if r.rate in config.learning_rates and r.seed < config.seeds]
         probed = probe(untrained(run) if config.untrained else run, data) if with_probe else {}
-        rate, values = write_summary(workdir, finetuner, data, wanted, probed)
+        rate, scores = write_summary(workdir, finetuner, data, wanted, probed)
         write_predictions(workdir, data)
-    name, metric = data.task.name, data.task.metrics[0]
+    task = data.task
     return {
-        f"eval/glue/{name}": values["median"],
-        f"eval/glue/{name}_rate": rate,
-        **{f"eval/probe/{name}": scores[metric] for scores in list(probed.values())[:1]},
+        **{f"eval/glue/{name}": value for name, value in scores.items()},
+        f"eval/glue_rate/{task.name}": rate,
+        **{f"eval/probe/{task.dev_score(split)}": values[task.metrics[0]] for split, values in probed.items()},
     }
 
 
@@ -178,7 +227,7 @@ def judged(result: Result, metric: str) -> float:
 def write_summary(
     workdir: epath.Path, finetuner: Finetuner, data: TaskData, results: list[Result], probed: dict
 ) -> tuple[float, dict[str, float]]:
-    """Writes summary.md and summary.json, prints the former, and returns the best rate and its numbers."""
+    """Writes summary.md and summary.json, prints the former; returns the best rate, and its median on each dev set."""
     config, task, main = finetuner.config, finetuner.task, finetuner.task.metrics[0]
     by_rate: dict[float, list[Result]] = defaultdict(list)
     for result in results:
@@ -211,11 +260,15 @@ def write_summary(
     text = "\n".join(lines) + "\n"
     (workdir / "summary.md").write_text(text)
     rates = {f"{rate:g}": {k: None if math.isnan(x) else x for k, x in n.items()} for rate, n in numbers.items()}
-    about = {"task": task.name, "metric": main, "best_rate": best, "rates": rates}
+    scores = {
+        task.dev_score(split): float(np.median([result.scores[split][main] for result in by_rate[best]]))
+        for split in data.dev
+    }
+    about = {"task": task.name, "metric": main, "best_rate": best, "scores": scores, "rates": rates}
     (workdir / "summary.json").write_text(json.dumps(about | ({"probe": probed} if probed else {}), indent=2) + "\n")
     print(f"\n{text}\n{workdir}/summary.md")
     print(f"\n  python -m jaxpretrain.predict --workdir {shlex.quote(str(workdir))} FILE.tsv")
-    return best, numbers[best]
+    return best, scores
 
 
 def medians(results: list[Result]) -> str:

@@ -19,7 +19,10 @@ from jaxpretrain.training.workdir import read_config
 
 AXES = ("step", "tokens", "flops", "seconds")
 SMOOTHING = 0.04  # of a curve's points: the window of the moving average
-LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability", "glue", "probe")
+LOWER, HIGHER = ("loss", "perplexity"), ("accuracy", "probability")
+SCORES = ("glue/", "probe/")
+_LENGTHS = ("train.steps", "train.budget_flops", "train.budget_minutes")
+UNIGRAM, _ROUNDING = "eval/unigram_loss", 1e-3
 _BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 
@@ -132,12 +135,14 @@ def read_methods(workdirs: Sequence[str], metric: str) -> list[Method]:
     groups: dict[tuple, list[tuple[str, Config]]] = {}
     for workdir in dict.fromkeys(workdirs):
         config = config_of(workdir)
-        key = tuple((name, str(value)) for name, value in flatten(config).items() if name not in _FREE)
+        fields = _fields(config)
+        key = tuple((name, str(value)) for name, value in fields.items())
         groups.setdefault(key, []).append((workdir, config))
     found = []
     for label, group in zip(labels([group[0][1] for group in groups.values()]), groups.values(), strict=True):
         runs, configs = zip(*group, strict=True)
-        found.append(Method(label, runs, configs, _at_common_steps([read_curve(run, metric) for run in runs], runs)))
+        curves = [read_curve(run, metric) for run in runs]
+        found.append(Method(label, runs, configs, _at_common_steps(curves, configs, runs)))
     return found
 
 
@@ -175,6 +180,8 @@ def lower_is_better(metric: str) -> bool:
         ConfigError: the name tells nothing.
     """
     known = dict.fromkeys(LOWER, True) | dict.fromkeys(HIGHER, False)
+    if metric.removeprefix("eval/").startswith(SCORES):  # the name of a task follows, whatever it is
+        return False
     for word, lower in known.items():
         if word in metric:
             return lower
@@ -184,13 +191,16 @@ def lower_is_better(metric: str) -> bool:
 def smoothed(curve: Curve) -> Curve:
     """A centred moving average of the value, over 4 % of the points: none below 50 of them, three from there on.
 
-    A wider window would round the knee of a curve, and move the place where it crosses a target. Towards either end the
-    window shrinks on both sides: the last value of a falling curve would else be an average with what came before, and
-    every factor too large.
+    A wider window would round the knee of a curve, and move the place where it crosses a target. Where the window would
+    stick out at either end, a straight line through its points takes the place of their mean: the last value of a
+    falling curve would else be an average with what came before, and every factor too large.
     """
-    count = len(curve.value)
-    halves = [min(int(count * SMOOTHING / 2), i, count - 1 - i) for i in range(count)]
-    return replace(curve, value=np.array([curve.value[i - h : i + h + 1].mean() for i, h in enumerate(halves)]))
+    half = int(len(curve.value) * SMOOTHING / 2)
+    if not half:
+        return curve
+    x, window = np.arange(2 * half + 1), np.ones(2 * half + 1) / (2 * half + 1)
+    first, last = (np.polyval(np.polyfit(x, part, 1), x) for part in (curve.value[: len(x)], curve.value[-len(x) :]))
+    return replace(curve, value=np.concatenate([first[:half], np.convolve(curve.value, window, "valid"), last[-half:]]))
 
 
 def mean_curve(method: Method) -> Curve:
@@ -281,9 +291,26 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
         found.append(f"{metric} is the whole model's in MLM, but the small second network's in ELECTRA and MC-BERT.")
     elif len(methods) > 1 and ("choice" in metric or "discriminator" in metric):
         found.append(f"{metric}: each method's second network sets its own questions, harder or easier ones.")
-    if "train.steps" in differing:
-        found.append("train.steps differs, and with it the schedule of the learning rate.")
+    if lengths := [name for name in differing if name in _LENGTHS]:
+        found.append(f"{' and '.join(lengths)} differ, and with them the schedule of the learning rate.")
+    if "init_from" in differing:
+        found.append("init_from differs: what the run before had cost is in no factor.")
+    runs = [run for method in methods for run in method.runs]
+    unigram = [values[-1] for run in runs for values in read_series(run, [UNIGRAM])[1].values()]
+    if not apart and metric.startswith("eval/mlm") and unigram and max(unigram) - min(unigram) > _ROUNDING:
+        found.append(
+            f"{UNIGRAM}, which depends on the text alone, is not the same in all runs: their held-out texts, pieces or "
+            "masks are not, and the values do not compare."
+        )
+    target, lower = target_of(methods[0]), lower_is_better(metric)
     for method in methods:
+        seeds = [config.train.seed for config in method.configs]
+        if len(set(seeds)) < len(seeds):
+            found.append(f"{method.label}: two runs have the same seed, and say less than two seeds would.")
+        if method is not methods[0] and any(
+            first_reach(smoothed(curve), target, "step", lower) == curve.step[0] for curve in method.curves
+        ):
+            found.append(f"{method.label} is there where it was measured first: its factors are these at least.")
         planned, last = method.configs[0].train.steps, int(method.curves[0].step[-1])
         if last < planned:
             found.append(f"{method.label}: read up to step {last:,} of {planned:,}; one of its runs is not finished.")
@@ -304,20 +331,34 @@ def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < _BEYOND
 
 
-def _at_common_steps(curves: Sequence[Curve], runs: Sequence[str]) -> tuple[Curve, ...]:
+def _at_common_steps(curves: Sequence[Curve], configs: Sequence[Config], runs: Sequence[str]) -> tuple[Curve, ...]:
+    """The points at steps that all measured; and the ends, where a budget gave each seed its own number of steps."""
     steps = reduce(np.intersect1d, [curve.step for curve in curves])
-    if len(steps) == 0:
-        raise ConfigError(f"{', '.join(runs)}: the same but for the seed, yet measured at no common step")
     chosen = [np.isin(curve.step, steps) for curve in curves]
+    if all(curve.step[-1] == config.train.steps for curve, config in zip(curves, configs, strict=True)):
+        shortest = min(curve.step[-1] for curve in curves)
+        chosen = [rows & (curve.step < shortest) for curve, rows in zip(curves, chosen, strict=True)]
+        for rows in chosen:
+            rows[-1] = True
+    if not chosen[0].any():
+        raise ConfigError(f"{', '.join(runs)}: the same but for the seed, yet measured at no common step")
     return tuple(
         Curve(*(getattr(curve, name)[rows] for name in (*AXES, "value")))
         for curve, rows in zip(curves, chosen, strict=True)
     )
 
 
+def _fields(config: Config) -> dict[str, Any]:
+    """What sets a method apart; where a budget gives the steps, the budget."""
+    flat, train = flatten(config), config.train
+    free = {*_FREE, "train.steps"} - {*_LENGTHS[1:]} if train.budget_flops or train.budget_minutes else _FREE
+    return {name: value for name, value in flat.items() if name not in free}
+
+
 def _differing(configs: Sequence[Config]) -> list[str]:
-    flat = [flatten(config) for config in configs]
-    return [name for name in flat[0] if name not in _FREE and any(f[name] != flat[0][name] for f in flat)]
+    fields = [_fields(config) for config in configs]
+    names = dict.fromkeys(name for of_one in fields for name in of_one)
+    return [name for name in names if any(f.get(name) != fields[0].get(name) for f in fields)]
 
 
 def _described(config: Config, fields: Sequence[str]) -> str:

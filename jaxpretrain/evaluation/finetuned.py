@@ -1,5 +1,6 @@
 """The folder of a fine-tuning: what was asked, what came of each trial, and the best model."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,21 +35,47 @@ class Finetuned:
     notes: Notes | None
 
 
-def describe(workdir: epath.Path, finetuner: Finetuner, tokenizer: Tokenizer, rare: list[str]) -> None:
+def mark(tree: Any) -> str:
+    """By which arrays are known again, hexadecimal."""
+    found = hashlib.blake2b(digest_size=8)
+    for x in jax.tree.leaves(tree):
+        array = np.asarray(x)
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def describe(
+    workdir: epath.Path, finetuner: Finetuner, tokenizer: Tokenizer, rare: list[str], step: int, marks: dict[str, str]
+) -> None:
     """Writes what `load_finetuned` needs besides the checkpoint, or checks that it is the same.
 
+    Args:
+        workdir: of the fine-tuning.
+        finetuner: of the task.
+        tokenizer: of the model.
+        rare: words that have notes.
+        step: of the checkpoint that trials start from.
+        marks: its `mark`, `checkpoint`, and that of the rows, `rows`: trials that are compared share both.
+
     Raises:
-        ConfigError: naming the fields that differ; nothing is overwritten.
+        ConfigError: saying what differs; nothing is overwritten.
     """
     path = workdir / FILE_NAME
     if path.exists():
-        known = _read(workdir)
+        about = _read(workdir)
+        known, first = _finetuner(about, path), about.get("marks", marks)  # none in folders of earlier versions
         differing = changed_fields(known.config, finetuner.config)
         if differing:
             raise ConfigError(
                 f"{workdir} holds a fine-tuning with another config ({'; '.join(differing)}): give another --workdir"
             )
-        if known.steps != finetuner.steps or known.task != finetuner.task:
+        if known.run != finetuner.run or first["checkpoint"] != marks["checkpoint"]:
+            raise ConfigError(
+                f"{workdir}: its first trials started from another model, of step {about.get('step', 'unknown')}, "
+                f"not from this one of step {step}: give another --workdir"
+            )
+        if (known.steps, known.task, first["rows"]) != (finetuner.steps, finetuner.task, marks["rows"]):
             raise ConfigError(f"{workdir}: the task's rows are not those of its first trials: give another --workdir")
     about = {
         "config": to_dict(finetuner.config),
@@ -56,6 +83,8 @@ def describe(workdir: epath.Path, finetuner: Finetuner, tokenizer: Tokenizer, ra
         "vocab_size": finetuner.vocab_size,
         "task": asdict(finetuner.task),
         "steps": finetuner.steps,
+        "step": step,
+        "marks": marks,
     }
     tokenizer.save(str(workdir))
     if rare:
@@ -65,10 +94,20 @@ def describe(workdir: epath.Path, finetuner: Finetuner, tokenizer: Tokenizer, ra
     temporary.replace(path)
 
 
-def _read(workdir: epath.Path) -> Finetuner:
+def _read(workdir: epath.Path) -> dict[str, Any]:
     path = workdir / FILE_NAME
     try:
-        about = json.loads(path.read_text())
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: epath.Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({error}): fine-tune anew in another --workdir")
+
+
+def _finetuner(about: dict[str, Any], path: epath.Path) -> Finetuner:
+    try:
         return Finetuner(
             from_dict(about["config"], FinetuneConfig),
             from_dict(about["run"], Config),
@@ -77,7 +116,7 @@ def _read(workdir: epath.Path) -> Finetuner:
             about["steps"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): fine-tune anew in another --workdir") from error
+        raise _damaged(path, error) from error
 
 
 def read_trials(workdir: epath.Path) -> list[Result]:
@@ -87,18 +126,10 @@ def read_trials(workdir: epath.Path) -> list[Result]:
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:  # stopped while it was written: that trial runs again
+            names = ("learning_rate", "seed", "epoch", "scores", "last", "finite")
+            found.append(Result(*(values[name] for name in names)))
+        except (ValueError, TypeError, KeyError):  # stopped while it was written, or damaged: that trial runs again
             continue
-        found.append(
-            Result(
-                values["learning_rate"],
-                values["seed"],
-                values["epoch"],
-                values["scores"],
-                values["last"],
-                values["finite"],
-            )
-        )
     return found
 
 
@@ -149,7 +180,7 @@ def load_finetuned(workdir: epath.PathLike) -> Finetuned:
     workdir = epath.Path(workdir)
     if not (workdir / FILE_NAME).exists():
         raise ConfigError(f"--workdir={workdir}: no {FILE_NAME} there; give a folder that jaxpretrain.finetune wrote")
-    finetuner = _read(workdir)
+    finetuner = _finetuner(_read(workdir), workdir / FILE_NAME)
     tokenizer = load_tokenizer(workdir)
     stored, _ = restore_params(workdir / "checkpoints", "best")
     scalar = jax.ShapeDtypeStruct((), jnp.int32)

@@ -4,6 +4,7 @@ A trial is a learning rate and a seed. Its functions are written for one trial; 
 grid, which lie spread over the devices. Nothing depends on how many run at once.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -140,7 +141,8 @@ class Finetuner:
             if self.task.classes:
                 losses = optax.softmax_cross_entropy_with_integer_labels(scores, rows.labels)
             else:
-                losses = jnp.square(scores[:, 0] - rows.labels)
+                mean, deviation = self.task.scale
+                losses = jnp.square(scores[:, 0] - (rows.labels - mean) / deviation)
             return (losses * weights).sum(), (x, occurrences)
 
         grads, (x, occurrences) = jax.grad(loss, has_aux=True)(trial.params)
@@ -297,14 +299,15 @@ class Grid:
             taken[bucket] += 1
 
     def bytes_per_trial(self) -> float:
-        """Memory that one trial takes on a device in its dearest step, by the compiler's account."""
+        """Memory that one trial takes on a device in its dearest step, by the compiler's account of one."""
         scalars = jax.ShapeDtypeStruct((self.at_once,), jnp.int32), jax.ShapeDtypeStruct((self.at_once,), jnp.float32)
         state = jax.eval_shape(self._init, *scalars, *self._pretrained)
         index = jax.ShapeDtypeStruct((self.at_once, self.finetuner.config.batch_size), jnp.int32)
         memory = self._step.lower(state, self._train[-1], index).compile().memory_analysis()
         assert memory is not None
-        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params))
-        return (memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept) / self.at_once
+        kept = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.params)) / self.at_once
+        of_device = self.at_once // self._spread.num_devices
+        return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / of_device + kept
 
 
 def all_outputs(predict: Callable, state: Trial, buckets: list[Bucket]) -> np.ndarray:
@@ -344,7 +347,10 @@ def for_one(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
 def predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
     """Scores [N, classes or 1] → classes int32 [N], or numbers float32 [N]; what is not a number counts as 0."""
     outputs = np.nan_to_num(outputs, posinf=0, neginf=0)
-    return outputs.argmax(-1).astype(np.int32) if task.classes else outputs[:, 0]
+    if task.classes:
+        return outputs.argmax(-1).astype(np.int32)
+    mean, deviation = task.scale
+    return outputs[:, 0] * np.float32(deviation) + np.float32(mean)
 
 
 def trials_at_once(config: FinetuneConfig, wanted: int, bytes_per_trial: Callable[[], float]) -> int:
@@ -357,5 +363,5 @@ def trials_at_once(config: FinetuneConfig, wanted: int, bytes_per_trial: Callabl
     devices = jax.devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:  # a CPU: its devices share what there is
-        return wanted
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices)
     return int(max(1, min(wanted, len(devices) * (_MEMORY_SHARE * limit // bytes_per_trial()))))

@@ -1,6 +1,6 @@
 """How good predictions are, by GLUE's metrics, and what several runs say together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,21 +102,26 @@ def summary(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
     return result | {"std": float(runs.std(ddof=1)), "low": float(low), "high": float(high)}
 
 
-def glue_average(scores: dict[str, float]) -> float:
+def glue_average(scores: Mapping[str, float], *, mnli_once: bool = False) -> float:
     """The mean over those of `AVERAGED` that are there; `glue_missing` says which are not. WNLI and AX do not count.
 
     Args:
         scores: the main metric of each task, under the names of GLUE's submission files.
+        mnli_once: both MNLI sets are one number, their mean, as in the TNF and MC-BERT papers' averages of eight; else
+            two, as in the TUPE paper's of nine.
 
     Raises:
         ValueError: none is there.
     """
     found = [scores[name] for name in AVERAGED if name in scores]
+    mnli = [scores[name] for name in AVERAGED[:2] if name in scores]
+    if mnli_once and mnli:
+        found = [float(np.mean(mnli)), *found[len(mnli) :]]
     if not found:
         raise ValueError(f"no score to average: {', '.join(scores) or 'none'} given, {', '.join(AVERAGED)} known")
     return float(np.mean(found))
 
 
-def glue_missing(scores: dict[str, float]) -> list[str]:
+def glue_missing(scores: Mapping[str, float]) -> list[str]:
     """What a GLUE average of these scores lacks."""
     return [name for name in AVERAGED if name not in scores]

@@ -37,6 +37,11 @@ class Task:
     epochs: int = 10  # of the papers' protocol
     bounds: tuple[float, float] | None = None  # of a regression's labels, where they are known
     quoted: bool = False  # its files: as spreadsheet programs write them, or as GLUE's are
+    scale: tuple[float, float] = (0.0, 1.0)  # of a regression's labels: the model learns (label − mean) / deviation
+
+    def dev_score(self, split: str) -> str:
+        """What the score of a dev set is called: the task, or `MNLI-m`, `MNLI-mm`."""
+        return self.name if self.quoted else _SUBMISSIONS.get(split, self.name)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ _TEXT_COLUMNS = (("text_a", "text_b"), ("sentence1", "sentence2"), ("text",), ("
 _LABEL_COLUMNS = ("label", "score")
 _ID_COLUMNS = ("index", "id")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_TFDS = "tfds:glue/"
 _SEPARATORS = {",": "commas", ";": "semicolons", "|": "bars"}  # that files have in place of tabs
 _LARGEST = float(np.finfo(np.float32).max)  # of a label
 _HELD_OUT = 10  # one row in so many becomes dev where no file is given for it
@@ -100,8 +106,8 @@ def load(spec: str, data_dir: str = "", *, columns: tuple[str, ...] = (), label:
     """The task of a name, with its rows.
 
     Args:
-        spec: a GLUE task in any case (`cola`, `MNLI`), or `tsv:TRAIN[,DEV[,TEST]]`, files with a header. Without DEV a
-            tenth of the rows is held out, by a hash of their texts.
+        spec: a GLUE task in any case (`cola`, `MNLI`, `tfds:glue/cola`), or `tsv:TRAIN[,DEV[,TEST]]`, files with a
+            header. Without DEV a tenth of the rows is held out, by a hash of their texts.
         data_dir: a folder with GLUE's own files; empty: TensorFlow Datasets, which downloads them.
         columns: of own files, the one or two with text; empty: `text`, `sentence`, `text_a` and `text_b`, or
             `sentence1` and `sentence2`.
@@ -116,7 +122,9 @@ def load(spec: str, data_dir: str = "", *, columns: tuple[str, ...] = (), label:
         if data_dir:
             raise ConfigError(f"data_dir={data_dir!r}: is for GLUE's tasks; {spec!r} names its own files")
         return _load_own(files, columns, label)
-    task = _glue_task(spec)
+    task = _glue_task(spec.removeprefix(_TFDS))
+    if spec.startswith(_TFDS) and data_dir:
+        raise ConfigError(f"data_dir={data_dir!r}: {spec!r} comes through TensorFlow Datasets; give task={task.name!r}")
     if columns or label:
         raise ConfigError(f"task {task.name}: its columns are known; columns and label are for tsv:FILE")
     return _load_glue(task, Path(os.path.expanduser(data_dir))) if data_dir else _load_tfds(task)
@@ -147,7 +155,7 @@ def write_submission(
         ids: of the rows.
         predictions: [rows] class indices, or scores, which are clipped to the task's bounds.
     """
-    name = _SUBMISSIONS[split] if task.name == "MNLI" else task.name
+    name = task.dev_score(split)
     path = Path(folder) / f"{name}.tsv"
     if task.classes:
         values = [task.classes[int(i)] for i in predictions]
@@ -220,16 +228,19 @@ def _load_tfds(task: Task) -> TaskData:
     dev = {split: f"validation_{split}" for split in _MNLI_SPLITS} if mnli else {"dev": "validation"}
     test = {split: f"test_{split}" for split in _MNLI_SPLITS} if mnli else {"test": "test"}
     unlabelled = {split: _tfds_examples(builder, task, name, labelled=False) for split, name in test.items()}
+    warnings = []
     if mnli:
-        diagnostic = _builder(task, "ax")
-        # A download of its own, which most runs do not need, and which should not stop them.
-        if diagnostic.is_prepared():
+        try:
+            diagnostic = _prepared(_builder(task, "ax"), task)
             unlabelled["diagnostic"] = _tfds_examples(diagnostic, task, "test", labelled=False)
+        except ConfigError as error:  # a download of its own, which should not stop a run
+            warnings.append(f"no predictions for the AX diagnostics: {error}")
     return TaskData(
         task,
         _tfds_examples(builder, task, "train", labelled=True),
         {split: _tfds_examples(builder, task, name, labelled=True) for split, name in dev.items()},
         unlabelled,
+        tuple(warnings),
     )
 
 
@@ -286,7 +297,15 @@ def _load_own(files: str, columns: tuple[str, ...], label: str) -> TaskData:
     else:
         train, dev = _hold_out(train, task, tables[0].path)
     test = {"test": _examples(tables[2], task, labelled=False)} if len(tables) > 2 else {}
-    return TaskData(task, train, {"dev": dev}, test)
+    return TaskData(task, train, {"dev": dev}, test, tuple(filter(None, map(_swallowed, tables))))
+
+
+def _swallowed(table: "_Table") -> str:
+    """A doubt about a cell with both a tab and a line break: a lone quote at its beginning, and one lines later?"""
+    for line, cells in table.rows:
+        if any("\t" in text and "\n" in text for text in cells):
+            return f"{table.path}, line {line}: a quoted cell holds a tab and a line break: is that quote a letter?"
+    return ""
 
 
 def _own_task(table: "_Table", columns: tuple[str, ...], label: str) -> Task:
@@ -310,7 +329,9 @@ def _own_task(table: "_Table", columns: tuple[str, ...], label: str) -> Task:
         raise ConfigError(f"{table.path}: every row has the label {labels.pop()!r}, so that there is nothing to learn")
     numbers = {number for cell in labels if (number := _number(cell)) is not None}
     if label == "score" or not all(number.is_integer() for number in numbers):
-        return task
+        # Labels in their thousands would take a network that starts at 0 longer than the trial.
+        scale = (float(np.mean(list(numbers))), float(np.std(list(numbers))) or 1.0) if numbers else task.scale
+        return replace(task, scale=scale)
     metrics = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "matthews")
     return replace(task, classes=tuple(sorted(labels)), metrics=metrics)
 

@@ -45,7 +45,7 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     workdir = epath.Path(workdir)
     config = read_config(workdir)
     if config is None:
-        raise ConfigError(f"--workdir={workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
+        raise ConfigError(f"{workdir}: no config.json there; give the folder of a run, as jaxpretrain.train writes it")
     tokenizer = load_tokenizer(workdir)
     stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
     objective = build(config, tokenizer.vocab_size)

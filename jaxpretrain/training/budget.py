@@ -26,6 +26,8 @@ _WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
 def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh) -> Config:
     """The config with the steps that its budget allows; the learning rate then falls to 0 at the last of them.
 
+    Of so many steps a tenth warms up at most (`optimizer.schedule`).
+
     Args:
         config: of the run.
         known: the config that the workdir holds, if it holds one: a measured speed is not measured again.

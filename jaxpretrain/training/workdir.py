@@ -65,7 +65,12 @@ def read_config(workdir: epath.Path) -> Config | None:
         return None
     check_file(path)
     try:
-        return from_dict(json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        if "architectures" in values or "model_type" in values:
+            raise ConfigError(
+                f"{path} is of a Hugging Face model: python -m jaxpretrain.convert --from_huggingface makes a run of it"
+            )
+        return from_dict(values)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 

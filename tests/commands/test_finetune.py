@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from jaxpretrain.config import ConfigError, FinetuneConfig, validate_finetune
 from jaxpretrain.evaluation import finetuned
@@ -17,6 +18,7 @@ from jaxpretrain.evaluation.trained import embed, load_run, untrained
 from jaxpretrain.finetune import finetune
 from jaxpretrain.predict import label_rows
 from jaxpretrain.training.metrics import read
+from jaxpretrain.training.workdir import locked
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,35 @@ def test_a_grid_may_grow_and_nothing_else_may_change(config, done: Path, tmp_pat
     assert len(lines_of(workdir)) == 5
 
 
+def test_a_grid_is_of_one_model_and_one_set_of_rows(config, done: Path, finished: Path, tmp_path: Path, capsys):
+    """Whatever these are called: trials of another checkpoint or of other labels have no common median."""
+    workdir = tmp_path / "again"
+    shutil.copytree(done, workdir)
+    before = {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    data = load(config.task)
+    with pytest.raises(ConfigError, match="started from another model, of step 30, not from this one of step 20"):
+        finetune(replace(config, step=20), data, workdir)
+    assert data.train.labels is not None
+    turned = replace(data, train=replace(data.train, labels=1 - data.train.labels))
+    with pytest.raises(ConfigError, match="rows are not those of its first trials"):
+        finetune(config, turned, workdir)
+    assert before == {path: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    finetune(replace(config, init_from=f"{finished}/", step=30), data, workdir)
+    assert "4 done, 0 to run" in capsys.readouterr().out
+    old = json.loads((workdir / finetuned.FILE_NAME).read_text())
+    (workdir / finetuned.FILE_NAME).write_text(json.dumps({k: x for k, x in old.items() if k not in ("marks", "step")}))
+    finetune(config, data, workdir)  # a folder of an earlier version
+    assert json.loads((workdir / finetuned.FILE_NAME).read_text()) == old | {
+        "config": old["config"] | {"init_from": config.init_from, "step": 0}
+    }
+
+
+@pytest.mark.parametrize("line", ["{}", "12", '{"learning_rate": 1}', "null"])
+def test_a_line_that_is_no_trial_is_one_that_is_missing(done: Path, tmp_path: Path, line: str):
+    (tmp_path / "trials.jsonl").write_text(line + "\n" + (done / "trials.jsonl").read_text())
+    assert finetuned.read_trials(tmp_path) == finetuned.read_trials(done)  # type: ignore[arg-type]
+
+
 def test_the_best_model_labels_rows(done: Path, rows: Path, tmp_path: Path):
     model = load_finetuned(done)
     answers = label_rows(model, str(rows))
@@ -123,10 +154,12 @@ def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_
     end = run(command("finetune", *args, "--every", "--probe"))
     assert end.code == 0, end.err
     assert end.out.count("Linear probe") == 3
-    curve = {line["step"]: line["eval/glue/rows"] for line in read(source) if "eval/glue/rows" in line}
+    name = "eval/glue/rows-max_length=16-epochs=1"  # other fields than the recipe's: another curve
+    curve = {line["step"]: line[name] for line in read(source) if name in line}
     assert sorted(curve) == [10, 20, 30]
     assert all(0 <= value <= 1 for value in curve.values())
-    probes = {line["step"]: line["eval/probe/rows"] for line in read(source) if "eval/probe/rows" in line}
+    name = name.replace("glue", "probe")
+    probes = {line["step"]: line[name] for line in read(source) if name in line}
     summaries = {step: source / f"finetuned/rows-max_length=16-epochs=1/step-{step}/summary.json" for step in curve}
     told = {step: json.loads(path.read_text())["probe"]["dev"]["accuracy"] for step, path in summaries.items()}
     assert probes == told
@@ -140,10 +173,66 @@ def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_
     assert {row[1] for row in table[1:]} <= {"with", "without"}
 
 
+def test_every_checkpoint_but_a_damaged_one_and_not_beside_training(
+    command, run, finished: Path, rows: Path, tmp_path: Path
+):
+    """A trainer writes the same file: what it writes later would be lost. Trials are kept all the same."""
+    source = tmp_path / "source"
+    shutil.copytree(finished, source)
+    [folder] = (source / "checkpoints").glob("*20")
+    largest = max((folder / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"x" + largest.read_bytes()[1:])
+    args = ["--config", "configs/glue.py:tiny", f"--config.init_from={source}", f"--config.task=tsv:{rows}"]
+    args += ["--config.seeds=1", "--config.epochs=1", "--config.learning_rates=(1e-2,)", "--config.max_length=16"]
+    before = (source / "metrics.jsonl").read_bytes()
+    with locked(epath.Path(source)):
+        assert f"{source} is in use by another run" in run(command("finetune", *args, "--every")).error()
+    assert (source / "metrics.jsonl").read_bytes() == before
+    end = run(command("finetune", *args, "--every"))
+    assert end.code == 0, end.err
+    assert "1 done, 0 to run" in end.out
+    assert f"note: left out: {folder}" in end.out
+    assert sorted(line["step"] for line in read(source) if any("eval/glue/" in name for name in line)) == [10, 30]
+
+
+def test_several_tasks_and_their_averages(command, run, finished: Path, text: Path, tmp_path: Path):
+    words = text.read_text().split()
+    for task, columns, label in (("CoLA", None, 1), ("RTE", "index\tsentence1\tsentence2\tlabel\n", 3)):
+        (tmp_path / task).mkdir()
+        lines = [[str(i), str(i % 2), "", " ".join(words[i : i + 3])] for i in range(40)]
+        if columns:
+            lines = [[str(i), words[i], words[i + 1], ("not_entailment", "entailment")[i % 2]] for i in range(40)]
+        assert lines[0][label] in ("0", "not_entailment")
+        for split in ("train", "dev"):
+            (tmp_path / task / f"{split}.tsv").write_text((columns or "") + "\n".join("\t".join(x) for x in lines))
+    args = ["--config", "configs/glue.py:tiny", f"--config.init_from={finished}", "--config.task=CoLA,rte"]
+    args += ["--config.seeds=1", "--config.epochs=1", "--config.learning_rates=(1e-2,)", "--config.max_length=16"]
+    end = run(command("finetune", *args, f"--config.data_dir={tmp_path}", "--workdir", tmp_path / "out"))
+    assert end.code == 0, end.err
+    scores = [json.loads((tmp_path / "out" / t / "summary.json").read_text())["scores"][t] for t in ("CoLA", "RTE")]
+    assert [f"| {t} | {100 * x:.1f} |" in end.out for t, x in zip(("CoLA", "RTE"), scores, strict=True)] == [True] * 2
+    missing = "without MNLI-m, MNLI-mm, QNLI, QQP, SST-2, MRPC, STS-B"
+    mean = 100 * sum(scores) / 2
+    assert f"| average as in the TUPE paper, MNLI twice, {missing} | {mean:.1f} |" in end.out
+
+
+def test_columns_with_other_names(command, run, finished: Path, rows: Path, tmp_path: Path):
+    table = tmp_path / "reviews.tsv"
+    table.write_text(rows.read_text().replace("text\tlabel", "review\tstars", 1))
+    args = ["--config", "configs/glue.py:tiny", f"--config.init_from={finished}", f"--config.task=tsv:{table}"]
+    args += ["--config.seeds=1", "--config.epochs=1", "--config.learning_rates=(1e-2,)", "--config.max_length=16"]
+    args += ["--workdir", str(tmp_path / "out")]
+    assert "those that columns names" in run(command("finetune", *args)).error()
+    end = run(command("finetune", *args, "--config.columns=('review',)", "--config.label=stars"))
+    assert end.code == 0, end.err
+    assert len(label_rows(load_finetuned(tmp_path / "out"), str(table))) == 240
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--config", "configs/glue.py"], "init_from"),
+        (["--config", "configs/glue.py", "--config.init_from=/no", "--config.task=MRPC"], "/no: no config.json there"),
         (["--config", "configs/glue.py", "--config.init_from=x", "--config.seeds=0"], "task"),
         (["--config", "configs/bert.py"], "needs FinetuneConfig"),
         ([], "--config is missing: for example --config configs/glue.py"),
@@ -171,7 +260,15 @@ def test_a_damaged_folder(done: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("select", "worst"), ("seeds", 0), ("learning_rates", ()), ("warmup", 1.0), ("grid", "x")]
+    ("field", "value"),
+    [
+        ("select", "worst"),
+        ("seeds", 0),
+        ("learning_rates", ()),
+        ("learning_rates", (1e-3, 1e-3)),
+        ("warmup", 1.0),
+        ("grid", "x"),
+    ],
 )
 def test_validation(config, field: str, value: object):
     with pytest.raises(ConfigError, match=field):

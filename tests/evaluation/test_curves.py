@@ -147,17 +147,27 @@ def test_smoothing(points: int, window: int):
     found = curves.smoothed(curve_of(np.arange(points), values)).value
     middle = points // 2
     assert found[middle] == pytest.approx(values[middle - window // 2 : middle + window // 2 + 1].mean())
-    assert (found[0], found[-1]) == (values[0], values[-1])
+    if window == 1:
+        assert (found[0], found[-1]) == (values[0], values[-1])
     line = curve_of(np.arange(points), np.arange(points))
-    np.testing.assert_allclose(curves.smoothed(line).value, line.value)
+    np.testing.assert_allclose(curves.smoothed(line).value, line.value, atol=1e-12)
+
+
+def test_the_last_value_of_a_noisy_curve_is_not_one_measurement():
+    rng, steps = np.random.default_rng(0), np.arange(200)
+    ends = [curves.smoothed(curve_of(steps, 5 - steps / 100 + rng.normal(size=200))).value[-1] for _ in range(300)]
+    assert np.std(ends) < 0.7
+    assert np.mean(ends) == pytest.approx(5 - 1.99, abs=0.1)
 
 
 def test_direction_by_name():
     lower = ("eval/mlm_loss", "eval/mlm_loss_near_rare_words", "eval/perplexity", "eval/choice_loss")
     assert all(map(curves.lower_is_better, lower))
     assert not any(map(curves.lower_is_better, ("eval/mlm_accuracy", "glue/average", "eval/mlm_probability")))
-    with pytest.raises(ConfigError, match="train/grad_norm"):
-        curves.lower_is_better("train/grad_norm")
+    assert not any(map(curves.lower_is_better, ("eval/glue/weight_loss", "eval/probe/gloss")))  # tasks of one's own
+    for name in ("train/grad_norm", "eval/glue_rate/MRPC"):
+        with pytest.raises(ConfigError, match=name):
+            curves.lower_is_better(name)
 
 
 # --- runs and methods ---
@@ -237,6 +247,22 @@ def test_seeds_are_one_method(tmp_path: Path):
     np.testing.assert_allclose(curves.mean_curve(found[0]).value, LINEAR + 0.5)
 
 
+def test_seeds_with_a_budget_in_minutes_are_one_method(tmp_path: Path):
+    """Each measures its own speed, and ends at a step of its own: the ends belong together."""
+    ends, budget = (2000, 1990), {"train__budget_minutes": 10.0}
+    curve = [curve_of([*STEPS[:-1], end], [*LINEAR[:-1], 6 + i]) for i, end in enumerate(ends)]
+    runs = [
+        write_run(tmp_path / str(i), curve[i], train__seed=i, train__steps=end, **budget) for i, end in enumerate(ends)
+    ]
+    other = write_run(tmp_path / "other", curve[0], train__steps=2000, train__budget_minutes=20.0)
+    [method, longer] = curves.read_methods([*runs, other], LOSS)
+    assert [found.step[-1] for found in method.curves] == [2000, 1990]
+    assert [found.step[:-1].tolist() for found in method.curves] == [STEPS[:-1].tolist()] * 2
+    assert curves.final_values(method).mean == 6.5
+    assert curves.caveats([method], LOSS) == []
+    assert "train.budget_minutes differ" in curves.caveats([method, longer], LOSS)[0]
+
+
 def test_labels():
     def config(recipe: str, **objective: Any) -> Config:
         found = Config(name=recipe)
@@ -268,6 +294,23 @@ def test_what_does_not_compare_is_said(tmp_path: Path):
     assert curves.caveats(curves.read_methods([one], LOSS), LOSS) == []
     assert "data.vocab_size" in curves.caveats(curves.read_methods([one, other], LOSS), LOSS)[0]
     assert "second network" in curves.caveats(curves.read_methods([one, third], LOSS), LOSS)[0]
+    went_on = write_run(tmp_path / "went on", curve_of(STEPS, LINEAR - 9), train__steps=2000, init_from=one)
+    found = curves.caveats(curves.read_methods([one, went_on], LOSS), LOSS)
+    assert [said.split(" ")[0] for said in found] == ["init_from", f"init_from={one}"]
+    assert "its factors are these at least" in found[1]
+    twice = write_run(tmp_path / "twice", curve_of(STEPS, LINEAR), train__steps=2000)
+    assert "the same seed" in curves.caveats(curves.read_methods([one, twice], LOSS), LOSS)[0]
+
+
+def test_other_texts_under_the_same_name_are_noticed(tmp_path: Path):
+    """Guessing by frequency is a matter of the text alone."""
+    runs = [write_run(tmp_path / str(i), curve_of(STEPS, LINEAR), train__steps=2000, train__seed=i) for i in range(2)]
+    for run, unigram in zip(runs, (5.6968, 5.72), strict=True):
+        path = Path(run) / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"step"', f'"eval/unigram_loss": {unigram}, "step"'))
+    assert curves.caveats(curves.read_methods(runs[:1], LOSS), LOSS) == []
+    [said] = curves.caveats(curves.read_methods(runs, LOSS), LOSS)
+    assert "eval/unigram_loss" in said
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,20 @@ def test_glue_average_of_the_paper():
     assert glue_missing(scores) == []
 
 
+@pytest.mark.parametrize(
+    ("row", "average"),
+    [
+        ((85.0, 85.0, 91.5, 91.2, 93.3, 58.3, 88.3, 69.0, 88.5), 83.1),  # BERT in the TNF paper, as recalled
+        ((85.7, 85.2, 91.3, 89.7, 92.3, 62.1, 86.0, 75.0, 88.0), 83.7),  # MC-BERT, as quoted later by others
+    ],
+)
+def test_glue_average_with_mnli_once(row: tuple[float, ...], average: float):
+    scores = dict(zip(AVERAGED, row, strict=True))
+    assert round(glue_average(scores, mnli_once=True), 1) == average
+    assert glue_average({"CoLA": 0.5, "MNLI-m": 0.7}, mnli_once=True) == pytest.approx(0.6)
+    assert glue_average({"CoLA": 0.5, "RTE": 0.7}, mnli_once=True) == pytest.approx(0.6)
+
+
 def test_glue_average_of_a_part():
     assert glue_average({"CoLA": 0.5, "RTE": 0.7, "WNLI": 0.1}) == pytest.approx(0.6)
     assert glue_missing({"CoLA": 0.5, "WNLI": 0.1}) == [

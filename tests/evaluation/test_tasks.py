@@ -206,6 +206,7 @@ def test_missing_files_and_unknown_tasks(glue: Path):
     fails(r"task 'glue': must be one of CoLA, SST-2, .*, or tsv:FILE", "glue")
     fails(r"task CoLA: its columns are known", "cola", str(glue), columns=("sentence",))
     fails(r"data_dir='x': is for GLUE's tasks", "tsv:a.tsv", "x")
+    fails(r"data_dir='x': 'tfds:glue/cola' comes through TensorFlow Datasets; give task='CoLA'", "tfds:glue/cola", "x")
 
 
 # --- GLUE through TensorFlow Datasets: its own builders, with the files above in place of a download ---
@@ -234,7 +235,6 @@ def test_tfds_holds_what_the_files_hold(glue: Path, name: str):
     for file in ("STS-B", "RTE", "WNLI"):
         (glue / file / "test.tsv").write_text("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n")
     (glue / "QNLI/test.tsv").write_text("index\tquestion\tsentence\n0\ta\tb\n")
-    (glue / "diagnostic/diagnostic.tsv").unlink()
     for file, cut in (("RTE/train.tsv", "\u2028"), ("QQP/train.tsv", "4\t7\t8\ta\tb\tc\t1\n")):
         path = glue / file  # TFDS ends a line at this character, and stops at a row with too many cells
         path.write_text(path.read_text().replace(cut, ""))
@@ -285,11 +285,20 @@ def test_tfds_order_is_that_of_the_file(glue: Path):
 
 
 @pytest.mark.usefixtures("tfds")
-def test_tfds_diagnostic_where_it_is_prepared(glue: Path):
+def test_a_diagnostic_that_cannot_be_downloaded_is_missed_aloud(glue: Path, monkeypatch: pytest.MonkeyPatch):
+    """It is a download of its own; MNLI does without."""
     import tensorflow_datasets as tfds
 
-    assert "diagnostic" not in load("mnli").test
-    tfds.builder("glue/ax", file_format="array_record", try_gcs=False).download_and_prepare()
+    def broken(self: Any, url: str) -> None:
+        raise ConnectionError("no network")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tfds.download.DownloadManager, "download", broken)
+        data = load("tfds:glue/mnli")
+    assert "diagnostic" not in data.test
+    [said] = data.warnings
+    assert said.startswith("no predictions for the AX diagnostics: ")
+    assert load("mnli").warnings == ()
     assert rows_of(load("mnli").test["diagnostic"]) == rows_of(load("mnli", str(glue)).test["diagnostic"])
 
 
@@ -367,6 +376,7 @@ def test_regression(tmp_path: Path):
     assert (task.classes, task.metrics, task.bounds) == ((), ("pearson", "spearman"), None)
     assert rows == [("0", "a", 1.0), ("1", "b", -2.5), ("2", "c", 1000.0)]
     assert own(tmp_path, "text\tscore\na\t1\nb\t2\n")[0].classes == ()
+    assert own(tmp_path, "text\tscore\na\t3000\nb\t4000\n")[0].scale == (3500, 500)
     assert own(tmp_path, "text\tscore\tlabel\na\t1\tx\nb\t2\ty\n")[0].classes == ("x", "y")
     data = load(f"tsv:{tmp_path}/own.tsv,{tmp_path}/own.tsv", label="score")
     assert data.train.labels is not None
@@ -577,6 +587,23 @@ def test_submissions(tmp_path: Path, name: str, split: str, file: str):
     assert path.read_bytes().decode() == "index\tprediction\n" + "".join(
         f"{i}\t{prediction}\n" for i, prediction in enumerate(expected)
     )
+
+
+def test_a_quote_that_swallows_rows_is_doubted(tmp_path: Path):
+    content = 'text\tlabel\n"hello there\t1\nmiddle\t0\nsaid "\t1\nc\t0\n'
+    data = load(write(tmp_path / "own.tsv", content))
+    assert len(data.train) == 2
+    assert {said.split(":")[0] for said in data.warnings} == {f"{tmp_path}/own.tsv, line 2"}
+    assert load(write(tmp_path / "own.tsv", 'text\tlabel\n"a\tb"\t1\n"c\nd"\t0\n')).warnings == ()
+
+
+def test_own_tasks_may_be_called_as_those_of_glue(tmp_path: Path):
+    content = "text\tlabel\na\t1\nb\t0\n"
+    for name in ("MNLI.tsv", "other.tsv"):
+        (tmp_path / name).write_text(content)
+    data = load(f"tsv:{tmp_path}/MNLI.tsv,{tmp_path}/other.tsv,{tmp_path}/other.tsv")
+    assert data.task.dev_score("dev") == "MNLI"
+    assert write_submission(tmp_path, data.task, "test", ["0"], [1]).name == "MNLI.tsv"
 
 
 def test_submissions_of_own_tasks(tmp_path: Path):
