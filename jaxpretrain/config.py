@@ -471,7 +471,7 @@ def validate(config: Config) -> None:
         least = config.notes.min_count
         check(config.notes.max_count >= least, "notes.max_count", f"at least notes.min_count={least}, or 0")
     check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
-    check(optim.learning_rate > 0, "optim.learning_rate", "above 0")
+    check(0 < optim.learning_rate < 1000, "optim.learning_rate", "above 0, and below 1,000")
     check(0 <= optim.beta1 < 1, "optim.beta1", "in [0, 1)")
     check(0 <= optim.beta2 < 1, "optim.beta2", "in [0, 1)")
     check(optim.eps > 0, "optim.eps", "above 0")

@@ -194,12 +194,12 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             checkpoints.wait()
             saved = max(checkpoints.steps(), default=0)
             raise cli.Failure(
-                f"step {step}: loss, gradient or update is not finite (gradient norm {metrics['grad_norm']:.3g}); the "
+                f"step {step}: loss or gradient is not finite (gradient norm {metrics['grad_norm']:.3g}); the "
                 f"update was not applied, nothing after step {saved} was saved: a lower optim.learning_rate or a "
                 f"longer optim.warmup_steps in a new --workdir usually helps"
             )
         window.add(metrics["metrics"])
-        window.add({"grad_norm": (metrics["grad_norm"], 1), "update_norm": (metrics["update_norm"], 1)})
+        window.add({"grad_norm": (metrics["grad_norm"], 1)})
 
     with (
         closing(checkpoints),

@@ -11,7 +11,8 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
         return x
     keep = 1.0 - rate
     kept = cheap_bits(key, x.size).reshape(x.shape) < jnp.uint32(min(round(keep * 2**32), 2**32 - 1))
-    return jnp.where(kept, x * (1 / keep), jnp.zeros_like(x))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # of 1 / 0.9, bfloat16 makes 0.2 % less
+    return jnp.where(kept, (wide * (1 / keep)).astype(x.dtype), jnp.zeros_like(x))
 
 
 def cheap_bits(key: Array, count: int) -> Array:

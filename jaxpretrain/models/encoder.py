@@ -20,6 +20,7 @@ from flax import struct
 from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
+from jaxpretrain.models.activation import gelu
 from jaxpretrain.models.attention import Attention
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import Positions, PositionTerms, added_to_input
@@ -88,7 +89,7 @@ class Block(nn.Module):
         x = x + dropout(attended, config.dropout, keys[1])
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype, name="attention_norm")(x)
         inner = nn.Dense(config.ffn, kernel_init=init, dtype=self.dtype, name="ffn_in")(x)
-        inner = jax.nn.gelu(inner, approximate=False)
+        inner = gelu(inner)
         inner = nn.Dense(config.hidden, kernel_init=init, dtype=self.dtype, name="ffn_out")(inner)
         x = x + dropout(inner, config.dropout, keys[2])
         return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype, name="ffn_norm")(x)
@@ -123,6 +124,17 @@ class Encoder:
     @property
     def block(self) -> Block:
         return Block(self.config, compute_dtype(self.config))
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the layers are one scan.
+
+        Written out, XLA's CPU backend is a tenth faster, and slower to compile; but it recomputes there without saving
+        memory.
+        """
+        if self.config.layer_loop == "auto":
+            return jax.default_backend() != "cpu" or self.config.layers > 12 or self.config.remat
+        return self.config.layer_loop == "scan"
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: weights normal(0, initializer_range), biases 0, layer norms 1."""
@@ -186,16 +198,13 @@ class Encoder:
             return batched_layer(layer, x, position, padding, fold_in(keys, index)), None
 
         if self.config.remat:
-            step = jax.checkpoint(step, prevent_cse=False)
+            step = jax.checkpoint(step, prevent_cse=not self.scanned)
         return self.over_layers(step, x, params["layers"])
 
     def over_layers(self, step: Callable, x: Array, layers: Params) -> Array:
         """Runs `step(x, (layer's parameters, 1 + its index))` over all layers: one scan, or written out."""
         count = self.config.layers
-        loop = self.config.layer_loop
-        if loop == "auto":  # written out, XLA's CPU backend is a tenth faster; compiling then takes longer
-            loop = "unroll" if jax.default_backend() == "cpu" and count <= 12 else "scan"
-        if loop == "scan":
+        if self.scanned:
             return lax.scan(step, x, (layers, jnp.arange(1, count + 1)))[0]
         for i in range(count):
             x, _ = step(x, (jax.tree.map(lambda leaf: leaf[i], layers), i + 1))  # noqa: B023

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
+from jaxpretrain.models.activation import gelu
 from jaxpretrain.models.dropout import dropout
 
 
@@ -37,7 +38,7 @@ class MLMHead(nn.Module):
         init = nn.initializers.normal(config.initializer_range)
         vocab_size, width = table.shape
         x = nn.Dense(width, kernel_init=init, dtype=self.dtype, name="dense")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = gelu(x)
         x = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=self.dtype, name="norm")(x)
         bias = self.param("bias", nn.initializers.zeros, (vocab_size,))
         logits_dtype = jnp.promote_types(self.dtype, jnp.float32)
@@ -58,9 +59,9 @@ class DiscriminatorHead(nn.Module):
         """x [..., hidden] → float32 (at least) [...]."""
         init = nn.initializers.normal(self.config.initializer_range)
         x = nn.Dense(self.config.hidden, kernel_init=init, dtype=self.dtype, name="dense")(x)
-        x = jax.nn.gelu(x, approximate=False)
-        x = nn.Dense(1, kernel_init=init, dtype=self.dtype, name="score")(x)[..., 0]
-        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        x = gelu(x)
+        wide = jnp.promote_types(self.dtype, jnp.float32)  # a score of 16 bits would tie with many others
+        return nn.Dense(1, kernel_init=init, dtype=wide, name="score")(x)[..., 0]
 
 
 class ClassifierHead(nn.Module):
@@ -78,8 +79,8 @@ class ClassifierHead(nn.Module):
         x = dropout(x, self.config.dropout, keys[0])
         x = jnp.tanh(nn.Dense(self.config.hidden, kernel_init=init, dtype=self.dtype, name="dense")(x))
         x = dropout(x, self.config.dropout, keys[1])
-        x = nn.Dense(self.outputs, kernel_init=init, dtype=self.dtype, name="out")(x)
-        return x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return nn.Dense(self.outputs, kernel_init=init, dtype=wide, name="out")(x)
 
 
 def table_map(width: int, initializer_range: float) -> nn.Dense:

@@ -135,8 +135,6 @@ class MCBERT:
         """
         config = self.config.objective
         controller_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
-        log_odds = jax.nn.log_softmax(lax.stop_gradient(logits) / config.temperature)
-        entropy, chosen = -(jnp.exp(log_odds) * log_odds).sum(-1), (batch["weights"] > 0).astype(logits.dtype)
         questions = ask(samples, batch["tokens"], batch["masked"])
         input_notes, notes_metrics = read_notes(notes, batch, questions.inputs, self.config.notes)
         x = self.encoder.apply(
@@ -161,8 +159,11 @@ class MCBERT:
             "choice_accuracy_original": ((original * changed).sum(), changed.sum()),
             "choice_accuracy_neither": ((right * (asked - changed)).sum(), (asked - changed).sum()),
             "neither_share": ((asked - changed).sum(), asked.sum()),
-            "candidate_entropy": ((entropy * chosen).sum(), chosen.sum()),
         }
+        if keys is None:  # evaluation: another softmax over the vocabulary
+            log_odds = jax.nn.log_softmax(logits / config.temperature)
+            entropy, chosen = -(jnp.exp(log_odds) * log_odds).sum(-1), (batch["weights"] > 0).astype(logits.dtype)
+            metrics["candidate_entropy"] = ((entropy * chosen).sum(), chosen.sum())
         loss = controller_loss + config.loss_weight * (nll * batch["asked"]).sum()
         return loss, Aux(metrics=metrics, contexts=x)
 

@@ -54,19 +54,23 @@ def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> 
     Args:
         function: of arrays [B, t, …] to one [B, t, …].
         sequences: arrays [B, T, …].
-        rows: sequences per device: t is the largest divisor of T with rows · t positions within the chunk.
+        rows: sequences per device: there are as many slices as keep rows · t positions within the chunk, all of one
+            length; the last begins where it ends with T, and what it shares with the one before is made twice.
     """
     length = sequences[0].shape[1]
-    most = CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK
-    size = max(t for t in range(1, length + 1) if length % t == 0 and (t == 1 or rows * t <= most))
-    if size == length:
+    most = max(rows, CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK)
+    count = -(-length // (most // rows))
+    size = -(-length // count)
+    if count == 1:
         return function(*sequences)
+    starts = jnp.minimum(jnp.arange(count) * size, length - size)
 
-    def chunk(number: Array) -> Array:
-        return function(*[lax.dynamic_slice_in_dim(x, number * size, size, axis=1) for x in sequences])
+    def chunk(start: Array) -> Array:
+        return function(*[lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in sequences])
 
-    out = lax.map(chunk, jnp.arange(length // size))
-    return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], length, *out.shape[3:])
+    out = jnp.moveaxis(lax.map(chunk, starts), 0, 1)
+    out, last = out.reshape(out.shape[0], -1, *out.shape[3:]), (count - 1) * size
+    return jnp.concatenate([out[:, :last], out[:, last + count * size - length :]], axis=1)
 
 
 def uniforms(keys: Array, length: int, draws: int) -> Array:

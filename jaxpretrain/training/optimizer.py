@@ -1,14 +1,16 @@
 """Adam as in the papers, from optax."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 from jaxpretrain.config import Config
 
 BUDGET_WARMUP = 10  # where a budget gives the steps, one in so many of them warms up at most
-
 
 
 def schedule(config: Config) -> optax.Schedule:
@@ -36,12 +38,45 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_weight, params)
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled weight decay, learning rate: in this order, as the official code does."""
-    optim = config.optim
-    return optax.chain(
+def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """Clip, Adam, decoupled weight decay, learning rate: in this order, as the official code does.
+
+    It is what optax's four transformations are together, with their state, written so that a step reads and writes each
+    parameter and moment once. Its `update` takes `finite`, bool []: where that is false, the state stays as it was.
+    Moments are selected as they are made, and directions are made of those that are kept: selected later, the old and
+    the new ones would both have to be there.
+    """
+    optim, rate = config.optim, schedule(config)
+    chain = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
         optax.add_decayed_weights(optim.weight_decay, mask=decayed if optim.decay_mask else None),
-        optax.scale_by_learning_rate(schedule(config)),
+        optax.scale_by_learning_rate(rate),
     )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, finite: Array | bool = True, **_: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        grads, kept = updates, partial(jnp.where, finite)
+        clipped, adam, decay, scheduled = state
+        factor = jnp.ones(())
+        if optim.clip_norm:  # a factor, not a division: that would be too dear to be done wherever a gradient is read
+            norm = optax.tree.norm(grads)
+            factor = jnp.where(norm < optim.clip_norm, 1.0, optim.clip_norm / norm)
+        mu = jax.tree.map(lambda m, g: kept(optim.beta1 * m + (1 - optim.beta1) * (factor * g), m), adam.mu, grads)
+        nu = jax.tree.map(
+            lambda v, g: kept(optim.beta2 * v + (1 - optim.beta2) * jnp.square(factor * g), v), adam.nu, grads
+        )
+        count, steps = (kept(counted + 1, counted) for counted in (adam.count, scheduled.count))
+        now = jnp.asarray(rate(scheduled.count))
+        mu_scale, nu_scale = (1 / (1 - beta**count) for beta in (optim.beta1, optim.beta2))
+
+        def change(mu: Array, nu: Array, param: Array, decays: bool) -> Array:
+            direction = mu * mu_scale / (jnp.sqrt(nu * nu_scale) + optim.eps)
+            return -now * (direction + decays * optim.weight_decay * param)
+
+        decays = decayed(params) if optim.decay_mask else jax.tree.map(lambda _: True, params)
+        updates = jax.tree.map(change, mu, nu, params, decays)
+        return updates, (clipped, adam._replace(count=count, mu=mu, nu=nu), decay, scheduled._replace(count=steps))
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)

@@ -24,17 +24,18 @@ def train_step(
     batch: Batch,
     *,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     config: Config,
     mesh: Mesh,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Corrupts the batch, takes the gradient, applies the update, takes notes.
 
-    An update that is not finite is not applied: the state comes back as it was.
+    Where loss or gradient are not finite, nothing is applied: the state comes back as it was. Where they are, Adam's
+    update is finite too, at any learning rate that a config may have.
 
     Returns:
-        The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "update_norm", "finite"}`; `"wish"` too,
-        the highest of `batch["wishes"]` where the batch has them (`training/hosts.py`).
+        The next state, and `{"metrics": (sum, weight) by name, "grad_norm", "finite"}`; `"wish"` too, the highest of
+        `batch["wishes"]` where the batch has them (`training/hosts.py`).
     """
     mask_key, dropout_key = jax.random.split(jax.random.fold_in(state.rng, state.step))
     if state.notes is not None:
@@ -58,9 +59,9 @@ def train_step(
         batch = micro_batches(batch, config.train.accumulation)
         (loss, metrics, grads), new_notes = accumulate(gradient, batch)
 
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
     metrics = {"loss": (loss, jnp.ones(())), **metrics}
     notes = state.notes
     if notes is not None:
@@ -73,14 +74,12 @@ def train_step(
         notes = update(notes, ids, values, state.step + 1, config.notes)
         metrics["notes_written"] = ((ids != NONE).sum(dtype=jnp.float32), jnp.ones(()))
         metrics["notes_overflow"] = (occurrences.overflow.sum(dtype=jnp.float32), jnp.ones(()))
-    new_state = replace(
-        state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-    )
-    new_state = jax.tree.map(partial(jnp.where, finite), replace(new_state, notes=None), replace(state, notes=None))
-    results = {"metrics": metrics, "grad_norm": grad_norm, "update_norm": update_norm, "finite": finite}
+    params = jax.tree.map(partial(jnp.where, finite), optax.apply_updates(state.params, updates), state.params)
+    step = state.step + finite
+    results = {"metrics": metrics, "grad_norm": grad_norm, "finite": finite}
     if "wishes" in batch:
         results["wish"] = batch["wishes"].max()
-    return replace(new_state, notes=notes), results
+    return replace(state, step=step, params=params, opt_state=opt_state, notes=notes), results
 
 
 def eval_step(

@@ -240,6 +240,7 @@ BAD = [
     ("objective.random_share", -0.1),
     ("optim.learning_rate", 0.0),
     ("optim.learning_rate", float("nan")),
+    ("optim.learning_rate", float("inf")),
     ("optim.warmup_steps", -1),
     ("optim.decay", "step"),
     ("optim.beta1", 1.0),

@@ -191,6 +191,16 @@ def test_remat_changes_nothing_and_recomputes(model: Callable[..., Any], loop: s
     assert ["remat" in program or "checkpoint" in program for program in programs] == [False, True]
 
 
+def test_remat_needs_less_memory_unless_told_otherwise(model: Callable[..., Any]) -> None:
+    """On a CPU too, where layers are written out without it."""
+    needed = {}
+    for remat in (False, True):
+        m = model(layers=4, layer_loop="auto", remat=remat)
+        memory = jax.jit(lambda m=m: m.gradient()).lower().compile().memory_analysis()
+        needed[remat] = memory.temp_size_in_bytes
+    assert needed[True] < 0.6 * needed[False]
+
+
 @every_position
 def test_bfloat16_is_near_float32(model: Callable[..., Any], position: str) -> None:
     full, half = model(position=position), model(position=position, dtype="bfloat16")

@@ -184,7 +184,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, chunk: int):
     assert len(np.unique(direct)) > 100
 
 
-@pytest.mark.parametrize("length", [1, 7, 24])
+@pytest.mark.parametrize("length", [1, 7, 19, 24])
 def test_chunks_hold_every_position_once(monkeypatch: pytest.MonkeyPatch, length: int):
     """Two arrays, whatever their further axes; the function never sees more than it should."""
     monkeypatch.setattr(sampling, "CPU_CHUNK", 12)
@@ -198,7 +198,7 @@ def test_chunks_hold_every_position_once(monkeypatch: pytest.MonkeyPatch, length
     y = jnp.arange(3 * length * 2).reshape(3, length, 2)
     out = over_chunks(function, (x, y), 3)
     np.testing.assert_array_equal(out, np.asarray(x)[..., None] * 1000 + np.asarray(y))
-    assert all(rows == 3 and 3 * positions <= 12 and length % positions == 0 for rows, positions in seen)
+    assert all(rows == 3 and 3 * positions <= 12 for rows, positions in seen)
 
 
 def test_batch_mates_do_not_matter():

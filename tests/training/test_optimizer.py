@@ -1,8 +1,12 @@
 """Adam: the schedule at its corners, and five steps against ten lines of numpy."""
 
+from typing import Any
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxpretrain.config import Config, OptimConfig, TrainConfig
@@ -99,6 +103,50 @@ def test_steps_are_those_of_the_papers(decay_mask: bool, clip_norm: float):
         updates, state = adam.update(grads_of(t), state, params)
         params = jax.tree.map(jnp.add, params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), params, numpy_adam(config, 6))
+
+
+@pytest.mark.usefixtures("x64")
+def test_it_is_what_optax_chains():
+    """With its state, so that a checkpoint means the same; rounding aside."""
+    config = Config()
+    config.train.steps = 10
+    o = config.optim
+    chain = optax.chain(
+        optax.clip_by_global_norm(o.clip_norm),
+        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
+        optax.add_decayed_weights(o.weight_decay, mask=decayed if o.decay_mask else None),
+        optax.scale_by_learning_rate(schedule(config)),
+    )
+    params, adam = jax.tree.map(jnp.asarray, PARAMS), optimizer(config)
+    found, expected = adam.init(params), chain.init(params)
+    for t in range(1, 5):
+        updates, found = adam.update(grads_of(t), found, params)
+        theirs, expected = chain.update(grads_of(t), expected, params)
+        chex.assert_trees_all_close((updates, found), (theirs, expected), rtol=1e-6)
+
+
+def test_where_gradients_are_not_finite_the_state_stays():
+    params, adam = jax.tree.map(jnp.asarray, PARAMS), optimizer(Config())
+    _, state = adam.update(grads_of(1), adam.init(params), params)
+    bad = jax.tree.map(lambda x: x * jnp.nan, grads_of(2))
+    chex.assert_trees_all_equal(adam.update(bad, state, params, finite=jnp.zeros((), bool))[1], state)
+
+
+def test_a_step_of_the_optimizer_needs_no_second_state():
+    """Moments and parameters are written where they are: on a CPU, no more than scalars beside them."""
+    params = {"a": jnp.ones((512, 512)), "b": jnp.ones((512, 512))}
+    adam = optimizer(Config())
+
+    def step(params: Any, state: Any, grads: Any) -> Any:
+        finite = jnp.isfinite(optax.tree.norm(grads))
+        updates, state = adam.update(grads, state, params, finite=finite)
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), optax.apply_updates(params, updates), params)
+        return new, state
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(params, adam.init(params), params).compile()
+    memory = program.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < params["a"].nbytes / 4
 
 
 def test_decay_mask_leaves_out_biases_and_layer_norms():
