@@ -1,5 +1,6 @@
 """Mistakes: one line that names what is wrong and the way out, no stack trace, an exit code, nothing overwritten."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -147,11 +148,11 @@ def test_a_full_disk_at_any_place(run):
 
 
 def test_a_step_that_is_not_finite(command, run, tmp_path: Path):
-    flags = ["--config.optim.learning_rate=1e30", "--config.optim.warmup_steps=0"]
+    flags = ["--config.optim.learning_rate=999", "--config.optim.warmup_steps=0"]
     done = run(command("train", "--workdir", tmp_path / "run", *flags))
     assert done.code != 0
     assert "Traceback" not in done.err
-    assert done.lines[-1].startswith("error: step 1")
+    assert re.match(r"error: step \d+: ", done.lines[-1])
     assert "not finite" in done.lines[-1]
 
 

@@ -318,7 +318,7 @@ def test_a_damaged_prepared_corpus_is_prepared_again(
 
 
 def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path):
-    fields = {"optim.learning_rate": 1e16, "optim.warmup_steps": 0, "checkpoint.every_steps": 1}
+    fields = {"optim.learning_rate": 999.0, "optim.warmup_steps": 0, "checkpoint.every_steps": 1}
     with pytest.raises(cli.Failure, match=r"step \d+|steps \d+") as caught:
         run_train(tiny(**fields), tmp_path / "run")
     assert "\n" not in str(caught.value)
