@@ -68,7 +68,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     dtype: str = "auto"  # of matrix products; auto: bfloat16 on GPU and TPU, float32 on CPU
     attention: str = "plain"  # plain | blockwise (long sequences) | fused (cuDNN on GPU; refuses attention_dropout)
-    layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers, scan elsewhere
+    layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers without remat, else scan
     remat: bool = False  # recompute each layer in the backward pass: a quarter of the memory, a tenth more time
 
 
@@ -114,7 +114,7 @@ class OptimConfig:
     """Adam with decoupled weight decay, a clipped gradient and a warm-up."""
 
     learning_rate: float = 1e-3  # the peak
-    warmup_steps: int = 250  # with train.budget_flops or budget_minutes: a tenth of the steps at most
+    warmup_steps: int = 250
     decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps
     beta1: float = 0.9
     beta2: float = 0.999
@@ -417,7 +417,7 @@ def validate(config: Config) -> None:
         check(flatten(config)[name] >= 1, name, "at least 1")
     for name in ("model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every"):
         check(flatten(config)[name] >= 0, name, "0 or more")
-    for name in ("optim.warmup_steps", "optim.weight_decay", "optim.clip_norm", "eval.batch_size"):
+    for name in ("optim.warmup_steps", "optim.clip_norm", "eval.batch_size"):
         check(flatten(config)[name] >= 0, name, "0 or more")
     check(checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
     check(checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "0 or more")
@@ -472,9 +472,11 @@ def validate(config: Config) -> None:
         check(config.notes.max_count >= least, "notes.max_count", f"at least notes.min_count={least}, or 0")
     check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
     check(0 < optim.learning_rate < 1000, "optim.learning_rate", "above 0, and below 1,000")
-    check(0 <= optim.beta1 < 1, "optim.beta1", "in [0, 1)")
-    check(0 <= optim.beta2 < 1, "optim.beta2", "in [0, 1)")
-    check(optim.eps > 0, "optim.eps", "above 0")
+    # In these bounds a finite gradient makes a finite update in float32 (`training/step.py`).
+    for name in ("optim.beta1", "optim.beta2"):
+        check(0 <= flatten(config)[name] <= 1 - 1e-6, name, "in [0, 0.999999]")
+    check(1e-30 <= optim.eps < 1, "optim.eps", "in [1e-30, 1)")
+    check(0 <= optim.weight_decay < 1000, "optim.weight_decay", "0 or more, and below 1,000")
     divisor = f"a multiple of train.accumulation={train.accumulation}"
     for name in ("train.budget_flops", "train.budget_minutes"):
         check(flatten(config)[name] >= 0, name, "0 or more")

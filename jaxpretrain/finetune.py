@@ -69,29 +69,29 @@ def main(config: FinetuneConfig) -> None:
     run_in_this_thread()
     use_compilation_cache()
     config_of(config.init_from)  # before a task is downloaded for a run that is not there
-    names = [config.task] if ":" in config.task else config.task.split(",")
+    names = [config.task] if config.task.startswith("tsv:") else config.task.split(",")
     names = list(GLUE) if config.task.upper() == "GLUE" else [name.strip() for name in names]
     changed = overrides(config, cli.recipe())
     scores: dict[str, float] = {}
-    for name in names:
-        data = load(name, config.data_dir, columns=config.columns, label=config.label)
+    # All of them first: what is wrong with the last should not show after hours.
+    for data in [load(name, config.data_dir, columns=config.columns, label=config.label) for name in names]:
         for warning in data.warnings:
             print(f"note: {warning}")
         base = epath.Path(config.init_from) / "finetuned" / "-".join([plain(data.task.name), *changed])
         if cli.WORKDIR.value:
             base = epath.Path(cli.WORKDIR.value) / (plain(data.task.name) if len(names) > 1 else "")
         if EVERY.value:
-            scores |= finetune_every(config, data, base, changed)
+            finetune_every(config, data, base, changed)
         else:
             where = base if cli.WORKDIR.value or not config.step else base / f"step-{config.step}"
             scores |= finetune(config, data, where, PROBE.value)
-    if len(names) > 1:
+    if len(names) > 1 and not EVERY.value:
         of_tasks = {name: value for name, value in scores.items() if name.startswith("eval/glue/")}
         print(f"\n{averages({name.removeprefix('eval/glue/'): value for name, value in of_tasks.items()})}")
 
 
-def finetune_every(config: FinetuneConfig, data: TaskData, base: epath.Path, changed: list[str]) -> dict[str, float]:
-    """Fine-tunes from each checkpoint and adds what came of it to the run's metrics; returns the last one's.
+def finetune_every(config: FinetuneConfig, data: TaskData, base: epath.Path, changed: list[str]) -> None:
+    """Fine-tunes from each checkpoint and adds what came of it to the run's metrics.
 
     Args:
         config: validated; its step does not count.
@@ -101,21 +101,27 @@ def finetune_every(config: FinetuneConfig, data: TaskData, base: epath.Path, cha
 
     Raises:
         ConfigError: no checkpoint, or the run is still training.
+        CheckpointError: all of them are damaged.
     """
-    run, scores = epath.Path(config.init_from), {}
+    run = epath.Path(config.init_from)
     steps = committed_steps(run / "checkpoints")
     if not steps:
         raise ConfigError(f"init_from={config.init_from!r}: no checkpoint there to fine-tune from")
+    with locked(run):  # a run that trains writes the same file: now is the time to say so
+        pass
+    damaged = []
     for step in steps:
         print(f"from step {step:,}")
         try:
             scores = finetune(replace(config, step=step), data, base / f"step-{step}", PROBE.value)
         except CheckpointError as error:
             print(f"note: left out: {error}")
+            damaged.append(error)
             continue
-        with locked(run):  # a run that trains writes the same file
+        with locked(run):
             add_to_lines(run, {step: {"-".join([name, *changed]): value for name, value in scores.items()}})
-    return scores
+    if len(damaged) == len(steps):
+        raise damaged[-1]
 
 
 def averages(scores: Mapping[str, float]) -> str:

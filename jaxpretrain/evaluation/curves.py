@@ -1,6 +1,7 @@
 """Learning curves of runs, and how many times less one method needs than another to get as far.
 
-A method is a group of runs whose configs differ in nothing but `train.seed`. The baseline's final value is the target;
+A method is a group of runs whose configs differ in nothing but `train.seed`, and in the steps that a budget gave each.
+The baseline's final value is the target;
 a method's factor is what the baseline spent until it was there for good, divided by what the method spent: in steps,
 tokens, FLOPs and seconds.
 """
@@ -65,13 +66,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ in nothing but the seed, and in the steps that a budget gave each.
 
     Attributes:
         label: what sets the method apart from the others.
         runs: the folders.
         configs: one per run.
-        curves: one per run, at the steps that all of them measured.
+        curves: one per run, at the steps that all of them measured, and at their ends.
     """
 
     label: str
@@ -261,7 +262,7 @@ def factors(methods: Sequence[Method], baseline: Method, metric: str) -> dict[st
 
 
 def final_values(method: Method) -> Estimate:
-    """The smoothed value at the last step that all seeds have."""
+    """The smoothed value at the last step that all seeds have, or at each one's end."""
     return estimate([float(smoothed(curve).value[-1]) for curve in method.curves])
 
 
@@ -292,7 +293,8 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
     elif len(methods) > 1 and ("choice" in metric or "discriminator" in metric):
         found.append(f"{metric}: each method's second network sets its own questions, harder or easier ones.")
     if lengths := [name for name in differing if name in _LENGTHS]:
-        found.append(f"{' and '.join(lengths)} differ, and with them the schedule of the learning rate.")
+        differ = "differs, and with it" if len(lengths) == 1 else "differ, and with them"
+        found.append(f"{' and '.join(lengths)} {differ} the schedule of the learning rate.")
     if "init_from" in differing:
         found.append("init_from differs: what the run before had cost is in no factor.")
     runs = [run for method in methods for run in method.runs]

@@ -64,19 +64,26 @@ def describe(
     path = workdir / FILE_NAME
     if path.exists():
         about = _read(workdir)
-        known, first = _finetuner(about, path), about.get("marks", marks)  # none in folders of earlier versions
+        known, first = _finetuner(about, path), about.get("marks", marks)
         differing = changed_fields(known.config, finetuner.config)
+        if "marks" not in about:  # of an earlier version: names are all that is known
+            before, now = to_dict(known.config), to_dict(finetuner.config)
+            names = ("init_from", "step", "task")
+            differing += [f"{name}: {before[name]!r} → {now[name]!r}" for name in names if before[name] != now[name]]
         if differing:
             raise ConfigError(
                 f"{workdir} holds a fine-tuning with another config ({'; '.join(differing)}): give another --workdir"
             )
-        if known.run != finetuner.run or first["checkpoint"] != marks["checkpoint"]:
+        if changed_fields(known.run, finetuner.run) or first["checkpoint"] != marks["checkpoint"]:
             raise ConfigError(
                 f"{workdir}: its first trials started from another model, of step {about.get('step', 'unknown')}, "
                 f"not from this one of step {step}: give another --workdir"
             )
         if (known.steps, known.task, first["rows"]) != (finetuner.steps, finetuner.task, marks["rows"]):
-            raise ConfigError(f"{workdir}: the task's rows are not those of its first trials: give another --workdir")
+            raise ConfigError(
+                f"{workdir}: the task's rows, or what this version makes of them, are not those of its first trials: "
+                "give another --workdir"
+            )
     about = {
         "config": to_dict(finetuner.config),
         "run": to_dict(finetuner.run),

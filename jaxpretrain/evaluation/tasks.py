@@ -223,7 +223,7 @@ def _load_glue(task: Task, folder: Path) -> TaskData:
 
 def _load_tfds(task: Task) -> TaskData:
     """GLUE through TensorFlow Datasets: ArrayRecord, and no TensorFlow."""
-    builder = _prepared(_builder(task), task)
+    builder = _prepared(_builder(task), task.name)
     mnli = task.name == "MNLI"
     dev = {split: f"validation_{split}" for split in _MNLI_SPLITS} if mnli else {"dev": "validation"}
     test = {split: f"test_{split}" for split in _MNLI_SPLITS} if mnli else {"test": "test"}
@@ -231,10 +231,10 @@ def _load_tfds(task: Task) -> TaskData:
     warnings = []
     if mnli:
         try:
-            diagnostic = _prepared(_builder(task, "ax"), task)
+            diagnostic = _prepared(_builder(task, "ax"), "AX")
             unlabelled["diagnostic"] = _tfds_examples(diagnostic, task, "test", labelled=False)
         except ConfigError as error:  # a download of its own, which should not stop a run
-            warnings.append(f"no predictions for the AX diagnostics: {error}")
+            warnings.append(f"{error}; MNLI goes on without its diagnostics")
     return TaskData(
         task,
         _tfds_examples(builder, task, "train", labelled=True),
@@ -251,7 +251,7 @@ def _builder(task: Task, name: str = "") -> Any:
     return tfds.builder(f"glue/{name or _plain(task.name)}", file_format="array_record", try_gcs=False)
 
 
-def _prepared(builder: Any, task: Task) -> Any:
+def _prepared(builder: Any, name: str) -> Any:
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
     from tensorflow_datasets.core.download.util import DownloadError
 
@@ -261,7 +261,7 @@ def _prepared(builder: Any, task: Task) -> Any:
         except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
             reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"task {task.name} cannot be downloaded ({reason}): give data_dir, a folder with GLUE's own files"
+                f"task {name} cannot be downloaded ({reason}): give data_dir, a folder with GLUE's own files"
             ) from error
     return builder
 
@@ -297,6 +297,9 @@ def _load_own(files: str, columns: tuple[str, ...], label: str) -> TaskData:
     else:
         train, dev = _hold_out(train, task, tables[0].path)
     test = {"test": _examples(tables[2], task, labelled=False)} if len(tables) > 2 else {}
+    if not task.classes and train.labels is not None:  # in their thousands a network that starts at 0 never gets there
+        labels = train.labels.astype(np.float64)
+        task = replace(task, scale=(float(labels.mean()), float(labels.std()) or 1.0))
     return TaskData(task, train, {"dev": dev}, test, tuple(filter(None, map(_swallowed, tables))))
 
 
@@ -329,9 +332,7 @@ def _own_task(table: "_Table", columns: tuple[str, ...], label: str) -> Task:
         raise ConfigError(f"{table.path}: every row has the label {labels.pop()!r}, so that there is nothing to learn")
     numbers = {number for cell in labels if (number := _number(cell)) is not None}
     if label == "score" or not all(number.is_integer() for number in numbers):
-        # Labels in their thousands would take a network that starts at 0 longer than the trial.
-        scale = (float(np.mean(list(numbers))), float(np.std(list(numbers))) or 1.0) if numbers else task.scale
-        return replace(task, scale=scale)
+        return task
     metrics = ("accuracy", "f1", "matthews") if len(labels) == 2 else ("accuracy", "matthews")
     return replace(task, classes=tuple(sorted(labels)), metrics=metrics)
 

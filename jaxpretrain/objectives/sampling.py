@@ -55,7 +55,7 @@ def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> 
         function: of arrays [B, t, …] to one [B, t, …].
         sequences: arrays [B, T, …].
         rows: sequences per device: there are as many slices as keep rows · t positions within the chunk, all of one
-            length; the last begins where it ends with T, and what it shares with the one before is made twice.
+            length but the last, which may be shorter.
     """
     length = sequences[0].shape[1]
     most = max(rows, CPU_CHUNK if jax.default_backend() == "cpu" else CHUNK)
@@ -63,14 +63,16 @@ def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> 
     size = -(-length // count)
     if count == 1:
         return function(*sequences)
-    starts = jnp.minimum(jnp.arange(count) * size, length - size)
+    whole = length // size
 
-    def chunk(start: Array) -> Array:
-        return function(*[lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in sequences])
+    def chunk(number: Array) -> Array:
+        return function(*[lax.dynamic_slice_in_dim(x, number * size, size, axis=1) for x in sequences])
 
-    out = jnp.moveaxis(lax.map(chunk, starts), 0, 1)
-    out, last = out.reshape(out.shape[0], -1, *out.shape[3:]), (count - 1) * size
-    return jnp.concatenate([out[:, :last], out[:, last + count * size - length :]], axis=1)
+    out = jnp.moveaxis(lax.map(chunk, jnp.arange(whole)), 0, 1)
+    out = out.reshape(out.shape[0], -1, *out.shape[3:])
+    if whole * size == length:
+        return out
+    return jnp.concatenate([out, function(*[x[:, whole * size :] for x in sequences])], axis=1)
 
 
 def uniforms(keys: Array, length: int, draws: int) -> Array:

@@ -26,8 +26,6 @@ _WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
 def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh) -> Config:
     """The config with the steps that its budget allows; the learning rate then falls to 0 at the last of them.
 
-    Of so many steps a tenth warms up at most (`optimizer.schedule`).
-
     Args:
         config: of the run.
         known: the config that the workdir holds, if it holds one: a measured speed is not measured again.
@@ -35,9 +33,9 @@ def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh
         mesh: the devices.
 
     Raises:
-        ConfigError: the budget allows no step.
+        ConfigError: the budget allows no step, or too few for the warm-up of a new run.
     """
-    train = config.train
+    train, warmup = config.train, config.optim.warmup_steps
     if train.budget_flops:
         steps = _affordable(config, train.budget_flops, lambda phase: _flops_per_step(phase, corpus))
         name, value = "train.budget_flops", train.budget_flops
@@ -52,6 +50,11 @@ def with_budget(config: Config, known: Config | None, corpus: Corpus, mesh: Mesh
         return config
     if steps < 1:
         raise ConfigError(f"{name}={value:g}: must be more than one step takes")
+    if known is None and 2 * warmup > steps:
+        raise ConfigError(
+            f"optim.warmup_steps={warmup}: is more than half of the {steps:,} steps that {name}={value:g} allows: give "
+            f"--config.optim.warmup_steps={steps // 10}, or a larger budget"
+        )
     return replace(config, train=replace(train, steps=steps))
 
 

@@ -10,14 +10,11 @@ from jax import Array
 
 from jaxpretrain.config import Config
 
-BUDGET_WARMUP = 10  # where a budget gives the steps, one in so many of them warms up at most
-
 
 def schedule(config: Config) -> optax.Schedule:
     """Learning rate by step: linear from 0 to the peak over `warmup_steps`, then decaying to 0 at `train.steps`."""
     optim, steps = config.optim, config.train.steps
-    budget = config.train.budget_flops or config.train.budget_minutes
-    peak, warmup = optim.learning_rate, min(optim.warmup_steps, steps // BUDGET_WARMUP if budget else steps)
+    peak, warmup = optim.learning_rate, min(optim.warmup_steps, steps)
     rest = max(steps - warmup, 1)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, rest),

@@ -1,6 +1,7 @@
 """Runs whose steps follow from what they may cost."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_flops_of_short_sequences_first(tiny, run_train, tmp_path: Path):
 
 def test_minutes_are_measured_once(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(budget, "_LEAST_SECONDS", 0.1)
-    config = tiny(**{"train.budget_minutes": 0.01, "eval.every": 0, "checkpoint.every_steps": 0})
+    fields = {"train.budget_minutes": 0.01, "optim.warmup_steps": 2, "eval.every": 0, "checkpoint.every_steps": 0}
+    config = tiny(**fields)
     measured = budget._seconds_per_step
 
     def slow(*args) -> float:
@@ -49,8 +51,18 @@ def test_minutes_are_measured_once(tiny, run_train, tmp_path: Path, monkeypatch:
     assert steps_of(tmp_path) == 6
     monkeypatch.setattr(budget, "_seconds_per_step", lambda *_: pytest.fail("measured again"))
     run_train(config, tmp_path)
-    run_train(tiny(**{"train.budget_minutes": 0.02, "eval.every": 0, "checkpoint.every_steps": 0}), tmp_path)
+    run_train(tiny(**fields | {"train.budget_minutes": 0.02}), tmp_path)
     assert steps_of(tmp_path) == 12
+
+
+def test_a_budget_that_a_warm_up_would_use_up(tiny, run_train, tmp_path: Path):
+    """A rate that has hardly reached its peak when it must fall is no schedule."""
+    fields = {"train.budget_flops": 2e9, "optim.warmup_steps": 1000, "eval.every": 0, "checkpoint.every_steps": 0}
+    with pytest.raises(ConfigError, match=r"optim\.warmup_steps=1000: is more than half of the \d+ steps") as caught:
+        run_train(tiny(**fields), tmp_path)
+    [fewer] = re.findall(r"--config\.optim\.warmup_steps=(\d+)", str(caught.value))
+    run_train(tiny(**fields | {"optim.warmup_steps": int(fewer)}), tmp_path)
+    assert metrics.read(tmp_path)[-1]["train/learning_rate"] < 3e-3 / 5
 
 
 def test_a_budget_below_one_step(tiny, run_train, tmp_path: Path):

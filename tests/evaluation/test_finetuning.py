@@ -162,14 +162,11 @@ def test_regression_and_a_rate_that_breaks_it():
     assert bad.scores["dev"]["pearson"] == 0.0
 
 
-@pytest.mark.parametrize("scale", [(0.0, 1.0), (3500.0, 500.0)])
-def test_a_regression_learns_labels_of_any_size(scale: tuple[float, float]):
-    """The network learns them standardised; what is predicted is in the labels' own unit."""
-    task = Task("made-up", ("text",), "score", (), ("pearson",), epochs=12, scale=scale)
+def test_a_regression_learns_labels_of_any_size():
+    """The network learns them standardised."""
+    mean, deviation = 3500.0, 500.0
+    task = Task("made-up", ("text",), "score", (), ("pearson",), epochs=12, scale=(mean, deviation))
     one = grid(1, task=task)
-    mean, deviation = scale
-    for bucket, kind in [*((b, "train") for b in one._train), *((b, "dev") for b in one._dev["dev"][0])]:
-        assert set(np.asarray(bucket.labels)) == {0, 1}, kind
     one._train = [replace(bucket, labels=mean + deviation * bucket.labels) for bucket in one._train]
     [result], _ = one.run([(1e-2, 0)])
     assert result.scores["dev"]["pearson"] > 0.8

@@ -16,10 +16,9 @@ from jaxpretrain.training.optimizer import decayed, optimizer, schedule
 PEAK, WARMUP, STEPS = 3e-4, 10, 100
 
 
-def rates(decay: str = "linear", warmup: int = WARMUP, steps: int = STEPS, budget_minutes: float = 0.0) -> np.ndarray:
+def rates(decay: str = "linear", warmup: int = WARMUP, steps: int = STEPS) -> np.ndarray:
     """The rate of every step and of the one after the last."""
     config = Config(optim=OptimConfig(learning_rate=PEAK, warmup_steps=warmup, decay=decay), train=TrainConfig(steps))
-    config.train.budget_minutes = budget_minutes
     return np.array([float(jnp.asarray(schedule(config)(step))) for step in range(steps + 1)])
 
 
@@ -40,12 +39,6 @@ def test_without_warmup_the_first_rate_is_the_peak():
 def test_a_warmup_longer_than_the_run_ends_with_it():
     found = rates(warmup=1000, steps=10)
     np.testing.assert_allclose(found[:10] / PEAK, np.arange(1, 11) / 10, rtol=1e-5)
-
-
-def test_a_budget_of_few_steps_warms_up_in_a_tenth_of_them():
-    """Else a run that a budget makes short would end in its warm-up."""
-    np.testing.assert_array_equal(rates(warmup=1000, budget_minutes=1.0), rates(warmup=STEPS // 10))
-    np.testing.assert_array_equal(rates(warmup=3, budget_minutes=1.0), rates(warmup=3))
 
 
 def test_a_lengthened_run_follows_the_longer_schedule():
