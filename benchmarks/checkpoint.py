@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from against_pytorch import SIZES
-from step_time import VARIANTS, make, of_size
+from roofline import variant_of
 from study import command, machine, table, write_record
 
 from jaxpretrain.training.checkpoint import Checkpointer
@@ -25,15 +25,12 @@ from jaxpretrain.training.heap import run_in_this_thread
 
 def measured(size: str, saves: int, steps: int) -> dict[str, list[float]]:
     """Seconds of steps with nothing beside, of the calls of `save`, of the steps while one is written, and of these."""
-    layers, hidden, heads, batch, vocab = SIZES[size]
-    fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch}
-    variant = make(of_size(VARIANTS["BERT-A"], argparse.Namespace(**fields, length=128)), vocab, 1)
+    variant = variant_of(size, "BERT-A", 1)
     found: dict[str, list[float]] = {"alone": [], "waited": [], "beside": [], "written": []}
 
     def step() -> float:
         begin = time.perf_counter()
-        variant.state, metrics = variant.step(variant.state, variant.batch)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(variant.take_step())
         return time.perf_counter() - begin
 
     for _ in range(2):

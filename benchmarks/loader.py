@@ -10,15 +10,12 @@ recorded.
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import grain
-import jax
 import numpy as np
-from step_time import VARIANTS, make, of_size
+from step_time import VARIANTS, make, of_size, timed
 from study import command, machine, table, write_record
 
 from jaxpretrain.config import sized
@@ -37,16 +34,6 @@ NEEDS = {  # layers, width, heads, batch, length of the step that takes them
 }
 
 
-def timed(run: Callable[[int], object], times: int) -> list[float]:
-    """Seconds of `run(0)`, `run(1)`, …, after five to warm up."""
-    taken = []
-    for number in range(times + 5):
-        begin = time.perf_counter()
-        jax.block_until_ready(run(number))
-        taken.append(time.perf_counter() - begin)
-    return taken[5:]
-
-
 def measured(corpus: Corpus, layers: int, hidden: int, heads: int, batch: int, length: int, rounds: int) -> Seconds:
     """Seconds to read a batch and put it on the device, thirty a round, and of the steps that take it."""
     fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch, "length": length}
@@ -55,12 +42,8 @@ def measured(corpus: Corpus, layers: int, hidden: int, heads: int, batch: int, l
     dataset = train_dataset(corpus, batch_size=batch, sequence_length=length, seed=0)
     batches = iter(dataset.to_iter_dataset(IN_THIS_THREAD))
 
-    def step(_: int) -> object:
-        variant.state, metrics = variant.step(variant.state, variant.batch)
-        return metrics
-
-    read = timed(lambda _: sharding.put_batch(next(batches), on_rows), 30 * rounds)
-    return {"read": read, "step": timed(step, rounds)}
+    read = timed(lambda: sharding.put_batch(next(batches), on_rows), 30 * rounds)
+    return {"read": read, "step": timed(variant.take_step, rounds)}
 
 
 def main() -> None:

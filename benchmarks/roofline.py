@@ -9,8 +9,6 @@ aside, so a point may lie above the slanted roof. Run it on an idle machine: the
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from against_pytorch import SIZES
 from matplotlib.figure import Figure
-from step_time import VARIANTS, make, of_size
+from step_time import VARIANTS, Variant, make, of_size, timed
 from study import command, machine, table, write_record
 
 from jaxpretrain.evaluation.pictures import png
@@ -28,16 +26,6 @@ from jaxpretrain.training.heap import run_in_this_thread
 METHODS = ("BERT-A", "TUPE-R", "MC-BERT")
 COLOURS = {"BERT-A": "#000000", "TUPE-R": "#0072b2", "MC-BERT": "#d55e00"}
 MARKS = {"2 × 128": "o", "6 × 256": "s", "12 × 768": "^"}
-
-
-def seconds(run: Callable[[], object], rounds: int) -> float:
-    """The median of some calls, after two to warm up."""
-    taken = []
-    for _ in range(rounds + 2):
-        begin = time.perf_counter()
-        jax.block_until_ready(run())
-        taken.append(time.perf_counter() - begin)
-    return float(np.median(taken[2:]))
 
 
 def bandwidth() -> float:
@@ -50,21 +38,21 @@ def bandwidth() -> float:
         x = add(x)
         return x
 
-    return 2 * x.nbytes / seconds(run, 8)
+    return 2 * x.nbytes / float(np.median(timed(run, 8)))
+
+
+def variant_of(size: str, method: str, notes: int) -> Variant:
+    """A method's step at one of `SIZES`, 128 tokens; `notes`: rows of the table."""
+    layers, hidden, heads, batch, vocab = SIZES[size]
+    fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch}
+    return make(of_size(VARIANTS[method], argparse.Namespace(**fields, length=128)), vocab, notes)
 
 
 def measured(size: str, method: str, rounds: int) -> dict[str, float]:
     """One step: its seconds, the FLOPs of its matrix products, and the bytes that it moves."""
-    layers, hidden, heads, batch, vocab = SIZES[size]
-    fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch}
-    variant = make(of_size(VARIANTS[method], argparse.Namespace(**fields, length=128)), vocab, 1000)
-
-    def step() -> object:
-        variant.state, metrics = variant.step(variant.state, variant.batch)
-        return metrics
-
+    variant = variant_of(size, method, 1000)
     moved = variant.step.cost_analysis()["bytes accessed"]
-    return {"seconds": seconds(step, rounds), "flops": variant.flops, "bytes": moved}
+    return {"seconds": float(np.median(timed(variant.take_step, rounds))), "flops": variant.flops, "bytes": moved}
 
 
 def drawn(found: dict[str, dict[str, dict[str, float]]], peak: float, bytes_per_second: float) -> Figure:

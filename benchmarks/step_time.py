@@ -12,7 +12,7 @@ import json
 import os
 import runpy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,11 @@ class Variant:
     state: Any
     batch: Any
     flops: int
+
+    def take_step(self) -> Any:
+        """Goes on by one step and returns its metrics, which may not be there yet."""
+        self.state, metrics = self.step(self.state, self.batch)
+        return metrics
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -106,14 +111,23 @@ def make(config: Config, vocab: int, notes: int) -> Variant:
     return Variant(compiled, state, batch, flops.step_flops(config, vocab, shapes.params, batch))
 
 
+def timed(run: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each of some calls, after two to warm up."""
+    taken = []
+    for _ in range(times + 2):
+        begin = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - begin)
+    return taken[2:]
+
+
 def measure(variants: dict[str, Variant], rounds: int) -> dict[str, list[float]]:
     """Seconds per step, one list entry a round; two steps each to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 2):
         for name, variant in variants.items():
             begin = time.perf_counter()
-            variant.state, metrics = variant.step(variant.state, variant.batch)
-            jax.block_until_ready(metrics)
+            jax.block_until_ready(variant.take_step())
             if round_ >= 2:
                 seconds[name].append(time.perf_counter() - begin)
     return seconds

@@ -32,13 +32,13 @@ def workdir_name(config: Config, recipe: Config) -> str:
     return "runs/" + "-".join([config.name, config.size, *overrides(config, recipe)])
 
 
-def overrides(config: Any, recipe: Any, without: tuple[str, ...] = ()) -> list[str]:
+def overrides(config: Any, recipe: Any) -> list[str]:
     """The fields of a config that change the result and differ from its recipe's, as `position=relative`."""
     before, after = flatten(recipe), flatten(config)
     leaves = [name.rsplit(".", 1)[-1] for name in after]
     parts = []
     for name, value in after.items():
-        if value != before[name] and name not in without and not is_free(config, name):
+        if value != before[name] and not is_free(config, name):
             leaf = name.rsplit(".", 1)[-1]
             short = leaf if leaves.count(leaf) == 1 else name
             parts.append(f"{short}={plain(str(value))}")
