@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from study import all_done, command, machine, table, train_missing_together, write_record
+from study import all_done, command, labelled, machine, table, train_missing_together, write_record
 
 from jaxpretrain.config import flatten
 from jaxpretrain.data.build import prepare
@@ -220,9 +220,7 @@ class Study:
 
     def method(self, name: str, rate: float) -> Method:
         """Its runs with all seeds, as `compare` reads them."""
-        runs = [str(self.record / Run(name, rate, seed).name) for seed in self.seeds]
-        (found,) = curves.read_methods(runs, LOSS)
-        return replace(found, label=name)
+        return labelled(name, [self.record / Run(name, rate, seed).name for seed in self.seeds], LOSS)
 
     def ends(self, run: Run) -> np.ndarray:
         """The last loss by seed."""

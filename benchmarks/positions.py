@@ -8,13 +8,12 @@ writes the table and every curve. Same text, same order of batches and same mask
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import command, machine, table, train_missing, write_record
+from study import command, labelled, machine, table, train_missing, write_record
 
-from jaxpretrain.evaluation.curves import factors, read_methods, read_series
+from jaxpretrain.evaluation.curves import factors, read_series
 from jaxpretrain.evaluation.pictures import learning_curves, png
 
 POSITIONS = {"BERT-A": "absolute", "BERT-R": "relative", "TUPE-A": "tupe_a", "TUPE-R": "tupe_r"}
@@ -67,8 +66,7 @@ def main() -> None:
         f"{table(head, rows)}\n\nEach run: `python -m jaxpretrain.train {each}`\n"
         f"(`configs/tupe.py` for the two TUPE forms.) All: `{command()}`"
     )
-    read = read_methods([str(workdir) for workdir in workdirs.values()], LOSS)
-    methods = [replace(method, label=name) for method, name in zip(read, POSITIONS, strict=True)]
+    methods = [labelled(name, [workdirs[p, seed] for seed in options.seeds], LOSS) for name, p in POSITIONS.items()]
     drawn = learning_curves(methods, methods[0], LOSS, factors(methods, methods[0], LOSS), over=("step",))
     files = {"curves.json": json.dumps(curves, indent=1) + "\n", "curves.png": png(drawn)}
     write_record(options.out, "Positions at tiny", about, body + "\n\n![held-out loss](curves.png)", files)

@@ -8,11 +8,10 @@ Half of the steps on 64 sequences of 32 tokens instead of 16 of 128. Trains what
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from study import command, machine, table, train_missing_together, write_record
+from study import command, labelled, machine, table, train_missing_together, write_record
 
 from jaxpretrain.evaluation import curves
 from jaxpretrain.evaluation.pictures import learning_curves, png
@@ -48,10 +47,7 @@ def main() -> None:
         for name, (position, short) in reversed(METHODS.items())
     }
     train_missing_together([{path: arguments(*METHODS[name], seed)} for (name, seed), path in workdirs.items()])
-    methods = []
-    for name in METHODS:
-        [found] = curves.read_methods([str(workdirs[name, seed]) for seed in options.seeds], LOSS)
-        methods.append(replace(found, label=name))
+    methods = [labelled(name, [workdirs[name, seed] for seed in options.seeds], LOSS) for name in METHODS]
     rows, factors = [], {}
     for method in methods:
         losses = np.array([curve.value for curve in method.curves])

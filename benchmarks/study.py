@@ -8,11 +8,14 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
+
+from jaxpretrain.evaluation.curves import Method, read_methods
 
 SMALL = {  # fields of a config: a network and pieces for runs of seconds, on `made_up_text`
     "data.sequence_length": 16,
@@ -64,7 +67,8 @@ def train_missing_together(
         after(job)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        list(tqdm(pool.map(train, jobs), total=len(jobs), unit="job", desc="training", smoothing=0))
+        bar = tqdm(pool.map(train, jobs), total=len(jobs), unit="job", desc="training", smoothing=0, disable=not jobs)
+        list(bar)
 
 
 def train_missing(runs: Mapping[Path, Sequence[str]]) -> None:
@@ -80,6 +84,12 @@ def missing(runs: Mapping[Path, Sequence[str]]) -> dict[Path, list[str]]:
         for workdir, arguments in runs.items()
         if not (workdir / "DONE").exists()
     }
+
+
+def labelled(label: str, seeds: Iterable[Path], metric: str) -> Method:
+    """The runs of one method, a workdir for each seed, as `compare` reads them, by the name that a record gives it."""
+    (method,) = read_methods([str(workdir) for workdir in seeds], metric)
+    return replace(method, label=label)
 
 
 def machine() -> str:

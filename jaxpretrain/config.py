@@ -31,6 +31,11 @@ class ConfigError(ValueError):
     """A setting that cannot work; its message is one line: field, value, what is allowed."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library says, for a message of one line."""
+    return str(error).strip().split("\n")[0]
+
+
 @dataclass
 class DataConfig:
     """Text and how it becomes token sequences."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpretrain.config import ConfigError
+from jaxpretrain.config import ConfigError, first_line
 from jaxpretrain.data.sources import tensorflow_data_sets
 from jaxpretrain.data.sources.files import check_file
 
@@ -259,9 +259,8 @@ def _prepared(builder: Any, name: str) -> Any:
         try:
             builder.download_and_prepare()
         except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
-            reason = str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"task {name} cannot be downloaded ({reason}): give data_dir, a folder with GLUE's own files"
+                f"task {name} cannot be downloaded ({first_line(error)}): give data_dir, a folder with GLUE's own files"
             ) from error
     return builder
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from jaxpretrain.config import ConfigError
+from jaxpretrain.config import ConfigError, first_line
 
 HEARTBEAT_SECONDS = 60  # without one, a process counts as gone
 GRACE_SECONDS = 3
@@ -47,7 +47,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         hint = "" if coordinator else "; where jax cannot find them: --coordinator=HOST:PORT --processes=N --process=I"
-        raise ConfigError(f"--distributed: the processes do not come together: {_first_line(error)}{hint}") from error
+        raise ConfigError(f"--distributed: the processes do not come together: {first_line(error)}{hint}") from error
     if not first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # one tells what happens
 
@@ -126,7 +126,3 @@ def leave(message: str, code: int) -> NoReturn:
 def _of_connection(message: str) -> bool:
     signs = ("gloo", "nccl", "connection", "socket closed", "coordination", "unavailable", "heartbeat", "deadline")
     return any(sign in message.lower() for sign in signs)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jaxpretrain.config import ConfigError
+from jaxpretrain.config import ConfigError, first_line
 from jaxpretrain.data.sources.source import Part, Warnings, cut_document
 
 
@@ -111,7 +111,7 @@ def _builder(name: str) -> Any:
             return tfds.builder(name, file_format="array_record", try_gcs=False)
         return tfds.builder(name, try_gcs=False)  # one whose code is elsewhere: read from its prepared files
     except (ValueError, AssertionError) as error:
-        raise ConfigError(f"data.source='tfds:{name}': {_first_line(error)}") from error
+        raise ConfigError(f"data.source='tfds:{name}': {first_line(error)}") from error
 
 
 def _prepare_data_set(builder: Any, name: str) -> None:
@@ -131,9 +131,9 @@ def _prepare_data_set(builder: Any, name: str) -> None:
     try:
         builder.download_and_prepare()
     except ImportError as error:
-        raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {_first_line(error)}") from error
+        raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {first_line(error)}") from error
     except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
-        raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {_first_line(error)}") from error
+        raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {first_line(error)}") from error
 
 
 def _text_feature(builder: Any, name: str) -> str:
@@ -144,7 +144,3 @@ def _text_feature(builder: Any, name: str) -> str:
         choices = ", ".join(texts) or "none"
         raise ConfigError(f"data.source='tfds:{name}': needs one text feature, or one named 'text'; it has {choices}")
     return texts[0]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
