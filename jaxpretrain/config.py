@@ -151,6 +151,7 @@ class EvalConfig:
     every: int = 500  # steps; 0: only at the end
     examples: int = 1024  # sequences, at most
     batch_size: int = 0  # 0: train.batch_size
+    mask_rate: float = 0.15  # share of positions predicted there, whatever it is in training: so that runs compare
 
 
 @dataclass
@@ -233,6 +234,7 @@ FREE_ON_RESUME = (
     "eval.every",
     "eval.examples",
     "eval.batch_size",
+    "eval.mask_rate",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
     "checkpoint.keep",
@@ -450,7 +452,8 @@ def validate(config: Config) -> None:
     check(0 < data.held_out < 1, "data.held_out", "in (0, 1)")
     check(data.tokenizer_sample_mb >= 1, "data.tokenizer_sample_mb", "at least 1")
     check(bool(data.source.strip()), "data.source", SOURCES)
-    check(0 < objective.mask_rate < 1, "objective.mask_rate", "in (0, 1)")
+    for name in ("objective.mask_rate", "eval.mask_rate"):
+        check(0 < flatten(config)[name] < 1, name, "in (0, 1)")
     check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
     rest = 1 - objective.mask_share
     check(0 <= objective.random_share <= rest + 1e-9, "objective.random_share", f"in [0, {rest:.3g}]")

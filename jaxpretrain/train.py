@@ -168,7 +168,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     compile_seconds = time.perf_counter() - began
     flops_of = partial(total, plan, flops_per_step)
     batch = next_batch() if start < steps else {}
-    evaluate = Evaluation(config, corpus, objective, mesh)
+    evaluate = Evaluation(config, corpus, mesh)
     peak = flops.peak_flops()
     if hosts.first():  # from here on it is a run: what was a mistake has shown
         done.unlink(missing_ok=True)

@@ -28,7 +28,13 @@ _BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 
 # These shape the result or what is measured, although a run may resume under another value.
-_FREE = {*FREE_ON_RESUME, "train.seed"} - {"train.steps", "init_from", "init_encoder_only", "eval.examples"}
+_FREE = {*FREE_ON_RESUME, "train.seed"} - {
+    "train.steps",
+    "init_from",
+    "init_encoder_only",
+    "eval.examples",
+    "eval.mask_rate",
+}
 # These change the held-out text, its pieces or the masks.
 _OF_HELD_OUT = (
     "data.source",
@@ -38,10 +44,10 @@ _OF_HELD_OUT = (
     "data.tokenizer",
     "data.tokenizer_type",
     "data.held_out",
-    "objective.mask_rate",
     "objective.mask_share",
     "objective.random_share",
     "eval.examples",
+    "eval.mask_rate",
 )
 
 

@@ -1,5 +1,6 @@
 """The held-out text: loss and accuracy with masks that never change, beside the unigram model's loss."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxpretrain.config import Config
 from jaxpretrain.data.batches import eval_batches
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.notes import summary
-from jaxpretrain.objectives import Objective
+from jaxpretrain.objectives import build
 from jaxpretrain.training.metrics import Average
 from jaxpretrain.training.sharding import batch_sharding, local_rows, put_batch, replicated
 from jaxpretrain.training.state import TrainState
@@ -23,7 +24,9 @@ MASK_SEED = 20200628  # of the held-out masks: the same in every run, so that ru
 class Evaluation:
     """`Evaluation(…)(state)` → metrics named `eval/…`; compiled once."""
 
-    def __init__(self, config: Config, corpus: Corpus, objective: Objective, mesh: Mesh) -> None:
+    def __init__(self, config: Config, corpus: Corpus, mesh: Mesh) -> None:
+        config = replace(config, objective=replace(config.objective, mask_rate=config.eval.mask_rate))
+        objective = build(config, corpus.vocab_size)
         counts = np.asarray(corpus.counts, np.float64) + 1  # add-one: a piece may be absent from the training text
         self._unigram = jax.device_put(np.log(counts / counts.sum()).astype(np.float32), replicated(mesh))
         self._step = jax.jit(partial(eval_step, objective=objective, config=config, mask_key=jax.random.key(MASK_SEED)))

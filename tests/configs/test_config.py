@@ -235,6 +235,8 @@ BAD = [
     ("objective.name", "gpt"),
     ("objective.mask_rate", 0.0),
     ("objective.mask_rate", 1.0),
+    ("eval.mask_rate", 0.0),
+    ("eval.mask_rate", 1.0),
     ("objective.mask_share", 1.1),
     ("objective.random_share", 0.3),
     ("objective.random_share", -0.1),

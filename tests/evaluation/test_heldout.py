@@ -46,7 +46,7 @@ def state_of(config: Config, corpus: Corpus) -> TrainState:
 
 def evaluation(config: Config, corpus: Corpus, devices: int = 8) -> Evaluation:
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
-    return Evaluation(config, corpus, build(config, corpus.vocab_size), mesh)
+    return Evaluation(config, corpus, mesh)
 
 
 def bits(state: TrainState) -> list[bytes]:
@@ -81,11 +81,13 @@ def test_batches_and_devices_do_not_matter(corpus: Corpus):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_training_seed_and_dropout_do_not_matter(corpus: Corpus):
+def test_seed_dropout_and_mask_rate_of_the_training_do_not_matter(corpus: Corpus):
     config = small()
-    config.train.seed, config.model.dropout = 5, 0.9
+    config.train.seed, config.model.dropout, config.objective.mask_rate = 5, 0.9, 0.5
     state = placed(state_of(small(), corpus), 8)
     assert evaluation(config, corpus)(state) == evaluation(small(), corpus)(state)
+    config.eval.mask_rate = 0.5
+    assert evaluation(config, corpus)(state) != evaluation(small(), corpus)(state)
 
 
 def test_examples_are_counted(corpus: Corpus):
