@@ -16,6 +16,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float64")
 ATTENTIONS = ("plain", "blockwise", "fused")
 LAYER_LOOPS = ("auto", "scan", "unroll")
 TOKENIZERS = ("unigram", "bpe")
+OPTIMIZERS = ("adam", "muon")
 DECAYS = ("linear", "cosine", "constant")
 SIZES = ("tiny", "small", "base", "large")
 SELECTS = ("best", "last")
@@ -118,7 +119,9 @@ class NotesConfig:
 class OptimConfig:
     """Adam with decoupled weight decay, a clipped gradient and a warm-up."""
 
+    name: str = "adam"  # adam | muon: for the matrices of the layers, Adam for the rest
     learning_rate: float = 1e-3  # the peak
+    muon_rate: float = 0.02  # the peak of Muon's own
     warmup_steps: int = 250
     decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps
     beta1: float = 0.9
@@ -416,6 +419,7 @@ def validate(config: Config) -> None:
     one_of("model.attention", ATTENTIONS)
     one_of("model.layer_loop", LAYER_LOOPS)
     one_of("objective.name", OBJECTIVES)
+    one_of("optim.name", OPTIMIZERS)
     one_of("optim.decay", DECAYS)
     one_of("data.tokenizer_type", TOKENIZERS)
     for name in ("model.layers", "model.hidden", "model.heads", "model.ffn", "train.steps", "train.batch_size"):
@@ -479,7 +483,9 @@ def validate(config: Config) -> None:
         least = config.notes.min_count
         check(config.notes.max_count >= least, "notes.max_count", f"at least notes.min_count={least}, or 0")
     check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
-    check(0 < optim.learning_rate < 1000, "optim.learning_rate", "above 0, and below 1,000")
+    for name in ("optim.learning_rate", "optim.muon_rate"):
+        check(0 < flatten(config)[name] < 1000, name, "above 0, and below 1,000")
+    check(not (optim.name == "muon" and optim.decay_mask), "optim.decay_mask", "false with optim.name='muon'")
     # In these bounds a finite gradient makes a finite update in float32 (`training/step.py`).
     for name in ("optim.beta1", "optim.beta2"):
         check(0 <= flatten(config)[name] <= 1 - 1e-6, name, "in [0, 0.999999]")

@@ -175,7 +175,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         write_run_files(config, corpus, workdir)
     print_table(config, corpus, mesh, shapes, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
 
-    rate = schedule(config)
+    rate = schedule(config, config.optim.learning_rate)
     tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes

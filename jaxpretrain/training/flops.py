@@ -12,6 +12,7 @@ from jax.extend import core as jex_core
 from jaxpretrain.config import Config
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.base import Batch
+from jaxpretrain.training.optimizer import optimizer
 
 # Dense bfloat16 peak of one device in FLOP/s, by the start of `device_kind` (vendors' data sheets).
 PEAKS = {
@@ -47,7 +48,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
 
 def step_flops(config: Config, vocab_size: int, params: Any, batch: Batch) -> int:
-    """FLOPs of one step's forward and backward pass, as the model needs them: nothing recomputed, no padding of heads.
+    """FLOPs of one step, as the model needs them: nothing recomputed, no padding of heads. Muon's products are in them.
 
     Args:
         config: of the run.
@@ -62,7 +63,9 @@ def step_flops(config: Config, vocab_size: int, params: Any, batch: Batch) -> in
     def loss(params: Any, batch: Batch) -> Any:
         return objective.loss(params, batch, None, jax.random.key(0))[0]
 
-    return matmul_flops(jax.grad(loss), params, corrupted)
+    update = optimizer(config)
+    state = jax.eval_shape(update.init, params)
+    return matmul_flops(jax.grad(loss), params, corrupted) + matmul_flops(update.update, params, state, params)
 
 
 def _count(jaxpr: Any) -> int:

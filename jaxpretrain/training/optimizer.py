@@ -1,4 +1,4 @@
-"""Adam as in the papers, from optax."""
+"""Adam as in the papers, and Muon for those who leave them: both from optax."""
 
 from functools import partial
 from typing import Any
@@ -7,14 +7,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from optax.contrib import MuonDimensionNumbers
 
 from jaxpretrain.config import Config
 
+# Of a layer's kernels, the axes that a product sums over and those that it makes. Along the others lie matrices of
+# their own: the layers, and the three of `qkv`.
+MATRICES = {
+    "qkv": MuonDimensionNumbers((1,), (3, 4)),
+    "out": MuonDimensionNumbers((1, 2), (3,)),
+    "ffn_in": MuonDimensionNumbers((1,), (2,)),
+    "ffn_out": MuonDimensionNumbers((1,), (2,)),
+}
 
-def schedule(config: Config) -> optax.Schedule:
+
+def schedule(config: Config, peak: float) -> optax.Schedule:
     """Learning rate by step: linear from 0 to the peak over `warmup_steps`, then decaying to 0 at `train.steps`."""
     optim, steps = config.optim, config.train.steps
-    peak, warmup = optim.learning_rate, min(optim.warmup_steps, steps)
+    warmup = min(optim.warmup_steps, steps)
     rest = max(steps - warmup, 1)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, rest),
@@ -36,14 +46,57 @@ def decayed(params: Any) -> Any:
 
 
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The one that `optim.name` says. Its `update` takes `finite`, bool []: where it is false, the state stays."""
+    return {"adam": adam, "muon": muon}[config.optim.name](config)
+
+
+def matrices(params: Any) -> Any:
+    """How Muon sees each parameter: the kernels of the layers as matrices; None: Adam's, as all the rest is."""
+
+    def seen(path: tuple, _: Any) -> MuonDimensionNumbers | None:
+        names = [key.key for key in path]
+        return MATRICES[names[-2]] if "layers" in names and names[-1] == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(seen, params)
+
+
+def muon(config: Config) -> optax.GradientTransformationExtraArgs:
+    """Clip, then Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of the layers.
+
+    Their momentum is made orthogonal before it is taken off at a rate of its own, `muon_rate`, so that a step moves all
+    directions of a matrix as far and none is left out for being rare. All else is Adam's, with Nesterov's momentum too.
+    """
+    optim = config.optim
+    chain = optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        optax.contrib.muon(
+            schedule(config, optim.muon_rate),
+            weight_decay=optim.weight_decay,
+            adam_b1=optim.beta1,
+            adam_b2=optim.beta2,
+            adam_weight_decay=optim.weight_decay,
+            adam_learning_rate=schedule(config, optim.learning_rate),
+            muon_weight_dimension_numbers=matrices,
+        ),
+    )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, finite: Array | bool = True, **_: Any
+    ) -> tuple[Any, Any]:
+        updates, new = chain.update(updates, state, params)
+        return updates, jax.tree.map(partial(jnp.where, finite), new, state)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def adam(config: Config) -> optax.GradientTransformationExtraArgs:
     """Clip, Adam, decoupled weight decay, learning rate: in this order, as the official code does.
 
     It is what optax's four transformations are together, with their state, written so that a step reads and writes each
-    parameter and moment once. Its `update` takes `finite`, bool []: where that is false, the state stays as it was.
-    Moments are selected as they are made, and directions are made of those that are kept: selected later, the old and
-    the new ones would both have to be there.
+    parameter and moment once. Moments are selected as they are made, and directions are made of those that are kept:
+    selected later, the old and the new ones would both have to be there.
     """
-    optim, rate = config.optim, schedule(config)
+    optim, rate = config.optim, schedule(config, config.optim.learning_rate)
     chain = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),

@@ -94,6 +94,15 @@ def test_what_is_computed_twice_counts_once():
     assert counted(config, 8192) == plain
 
 
+def test_muon_makes_its_matrices_orthogonal_in_five_rounds_of_three_products():
+    config = sized("tiny")
+    plain, width, ffn = counted(config, 8192), config.model.hidden, config.model.ffn
+    config.optim.name = "muon"
+    rounds = lambda short, long: 5 * (2 * 2 * short**2 * long + 2 * short**3)  # noqa: E731
+    a_layer = 4 * rounds(width, width) + 2 * rounds(width, ffn)  # q, k, v and the way out are square
+    assert counted(config, 8192) - plain == config.model.layers * a_layer
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("position", ["absolute", "tupe_r"])
 def test_xla_counts_the_same(objective: str, position: str):

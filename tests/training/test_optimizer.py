@@ -1,4 +1,4 @@
-"""Adam: the schedule at its corners, and five steps against ten lines of numpy."""
+"""Adam: the schedule at its corners, and five steps against ten lines of numpy. Muon: what it does to a matrix."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxpretrain.config import Config, OptimConfig, TrainConfig
+from jaxpretrain.config import OBJECTIVES, Config, OptimConfig, TrainConfig
 from jaxpretrain.objectives import build
-from jaxpretrain.training.optimizer import decayed, optimizer, schedule
+from jaxpretrain.training.optimizer import decayed, matrices, optimizer, schedule
 
 PEAK, WARMUP, STEPS = 3e-4, 10, 100
 
@@ -19,7 +19,7 @@ PEAK, WARMUP, STEPS = 3e-4, 10, 100
 def rates(decay: str = "linear", warmup: int = WARMUP, steps: int = STEPS) -> np.ndarray:
     """The rate of every step and of the one after the last."""
     config = Config(optim=OptimConfig(learning_rate=PEAK, warmup_steps=warmup, decay=decay), train=TrainConfig(steps))
-    return np.array([float(jnp.asarray(schedule(config)(step))) for step in range(steps + 1)])
+    return np.array([float(jnp.asarray(schedule(config, PEAK)(step))) for step in range(steps + 1)])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_it_is_what_optax_chains():
         optax.clip_by_global_norm(o.clip_norm),
         optax.scale_by_adam(o.beta1, o.beta2, o.eps),
         optax.add_decayed_weights(o.weight_decay, mask=decayed if o.decay_mask else None),
-        optax.scale_by_learning_rate(schedule(config)),
+        optax.scale_by_learning_rate(schedule(config, o.learning_rate)),
     )
     params, adam = jax.tree.map(jnp.asarray, PARAMS), optimizer(config)
     found, expected = adam.init(params), chain.init(params)
@@ -151,3 +151,58 @@ def test_decay_mask_leaves_out_biases_and_layer_norms():
     left_out = [not wanted for wanted in jax.tree.leaves(decayed(params))]
     assert any(left_out)
     assert not all(left_out)
+
+
+def of_a_model(objective: str = "mlm") -> tuple[Config, Any, Any]:
+    """A config with Muon, parameters of its model, and gradients that are small in most directions."""
+    config = Config()
+    config.optim = OptimConfig(name="muon", warmup_steps=0, decay="constant", weight_decay=0.0)
+    config.objective.name, config.model.position = objective, "tupe_r"
+    params = build(config, 208).init(jax.random.key(0))
+    grads = jax.tree.map(lambda x: x**3, params)
+    return config, params, grads
+
+
+def as_matrices(kernel: Any, name: str) -> np.ndarray:
+    """[L, D, 3, H, d], [L, H, d, D] or [L, D, F] → what products multiply by, [..., in, out]."""
+    if name == "qkv":
+        return np.moveaxis(np.asarray(kernel).reshape(*kernel.shape[:3], -1), 2, 1)
+    return np.asarray(kernel).reshape(len(kernel), -1, kernel.shape[-1])
+
+
+def test_muon_moves_every_direction_of_a_matrix_as_far():
+    config, params, grads = of_a_model()
+    updates, _ = optimizer(config).update(grads, optimizer(config).init(params), params)
+    found = updates["encoder"]["layers"]
+    for room, name in (("attention", "qkv"), ("attention", "out"), (None, "ffn_in"), (None, "ffn_out")):
+        kernel = (found[room] if room else found)[name]["kernel"]
+        each = as_matrices(kernel, name)
+        lengths = np.linalg.svd(each, compute_uv=False) / config.optim.muon_rate
+        lengths /= max(1, each.shape[-1] / each.shape[-2]) ** 0.5
+        assert np.median(lengths) == pytest.approx(0.9, abs=0.25), name  # Newton and Schulz, five rounds: 0.7 to 1.2
+        assert lengths.max() < 1.3, name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_muon_takes_the_kernels_of_all_layers_and_nothing_else(objective: str):
+    """The second network's too; biases, layer norms, embeddings, positions and heads are Adam's."""
+    config, params, grads = of_a_model(objective)
+    for path, seen in jax.tree_util.tree_leaves_with_path(matrices(params), is_leaf=lambda x: x is None or x == ()):
+        names = [key.key for key in path if hasattr(key, "key")]
+        assert (seen is not None) == ("layers" in names and names[-1] == "kernel"), names
+    config.optim.weight_decay = 0.1
+    updates, _ = optimizer(config).update(grads, optimizer(config).init(params), params)
+    adam = optax.nadamw(config.optim.learning_rate, 0.9, 0.999, 1e-8, weight_decay=0.1)
+    factor = config.optim.clip_norm / optax.tree.norm(grads)
+    theirs, _ = adam.update(jax.tree.map(lambda x: factor * x, grads), adam.init(params), params)
+    for network in {"encoder", "generator", "controller"} & params.keys():
+        for room in {"embedder", "positions"} & params[network].keys():
+            chex.assert_trees_all_close(updates[network][room], theirs[network][room], rtol=1e-4)
+
+
+def test_muon_keeps_its_state_where_gradients_are_not_finite():
+    config, params, grads = of_a_model()
+    update = optimizer(config)
+    _, state = update.update(grads, update.init(params), params)
+    bad = jax.tree.map(lambda x: x * jnp.nan, grads)
+    chex.assert_trees_all_equal(update.update(bad, state, params, finite=jnp.zeros((), bool))[1], state)
