@@ -94,8 +94,12 @@ class Finetuner:
     def optimizer(self) -> optax.GradientTransformation:
         """Adam for a peak rate of 1; a trial multiplies by its own."""
         config = self.config
-        warmup = round(config.warmup * self.steps)
-        optim = OptimConfig(1.0, warmup, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+        optim = OptimConfig(
+            learning_rate=1.0,
+            warmup_steps=round(config.warmup * self.steps),
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+        )
         return optimizer(Config(optim=optim, train=TrainConfig(steps=self.steps)))
 
     def init(self, seed: Array, rate: Array, encoder_params: Any, notes: Notes | None) -> Trial:
