@@ -49,6 +49,14 @@ def test_eight_devices_learn_what_one_learns(small, start_run, position: str, sp
 
 
 @pytest.mark.usefixtures("shard_all")
+def test_muon_on_eight_devices_learns_what_it_learns_on_one(small, start_run):
+    alone = start_run(small(optim__name="muon")).losses(5)
+    assert alone != start_run(small()).losses(5)
+    spread = start_run(small(optim__name="muon", sharding__fsdp=2), devices=8).losses(5)
+    np.testing.assert_allclose(spread, alone, rtol=ROUNDING)
+
+
+@pytest.mark.usefixtures("shard_all")
 def test_state_stays_spread_and_each_device_holds_its_part(small, start_run):
     run = start_run(small(sharding__fsdp=8), devices=8)
     state, _ = run.step(run.state, run.batch)
