@@ -117,11 +117,12 @@ class NotesConfig:
 
 @dataclass
 class OptimConfig:
-    """Adam with decoupled weight decay, a clipped gradient and a warm-up."""
+    """Adam, or Muon and Adam, with decoupled weight decay, a clipped gradient and a warm-up."""
 
-    name: str = "adam"  # adam | muon: for the matrices of the layers, Adam for the rest
-    learning_rate: float = 1e-3  # the peak
-    muon_rate: float = 0.02  # the peak of Muon's own
+    name: str = "adam"  # adam | muon: Muon for the matrices of the layers, Adam for the rest
+    learning_rate: float = 1e-3  # the peak, of Adam
+    muon_rate: float = 0.02  # the same of Muon
+    muon_beta: float = 0.95  # Muon's momentum; beta1, beta2 and eps are Adam's
     warmup_steps: int = 250
     decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps
     beta1: float = 0.9
@@ -154,7 +155,7 @@ class EvalConfig:
     every: int = 500  # steps; 0: only at the end
     examples: int = 1024  # sequences, at most
     batch_size: int = 0  # 0: train.batch_size
-    mask_rate: float = 0.15  # share of positions predicted there, whatever it is in training: so that runs compare
+    masked: float = 0.15  # share of positions predicted there, whatever it is in training: so that runs compare
 
 
 @dataclass
@@ -237,7 +238,6 @@ FREE_ON_RESUME = (
     "eval.every",
     "eval.examples",
     "eval.batch_size",
-    "eval.mask_rate",
     "checkpoint.every_steps",
     "checkpoint.every_minutes",
     "checkpoint.keep",
@@ -340,7 +340,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
     """The config that `to_dict` wrote.
 
-    A field that this version does not know is an error; one that the file lacks gets its default.
+    A field that this version does not know is an error; one that the file lacks gets its default, but `eval.masked`
+    what it was before it had a field, the training's rate.
 
     Raises:
         ConfigError: naming the field.
@@ -350,6 +351,8 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
     if unknown:
         raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}: was it written by another version?")
     kwargs = {}
+    if cls is Config and all(isinstance(values.get(room), dict) for room in ("objective", "eval")):
+        values = values | {"eval": {"masked": values["objective"].get("mask_rate", 0.15)} | values["eval"]}
     for name, value in values.items():
         kind = fields[name].type
         if dataclasses.is_dataclass(kind):
@@ -456,7 +459,7 @@ def validate(config: Config) -> None:
     check(0 < data.held_out < 1, "data.held_out", "in (0, 1)")
     check(data.tokenizer_sample_mb >= 1, "data.tokenizer_sample_mb", "at least 1")
     check(bool(data.source.strip()), "data.source", SOURCES)
-    for name in ("objective.mask_rate", "eval.mask_rate"):
+    for name in ("objective.mask_rate", "eval.masked"):
         check(0 < flatten(config)[name] < 1, name, "in (0, 1)")
     check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
     rest = 1 - objective.mask_share
@@ -485,9 +488,8 @@ def validate(config: Config) -> None:
     check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
     for name in ("optim.learning_rate", "optim.muon_rate"):
         check(0 < flatten(config)[name] < 1000, name, "above 0, and below 1,000")
-    check(not (optim.name == "muon" and optim.decay_mask), "optim.decay_mask", "false with optim.name='muon'")
     # In these bounds a finite gradient makes a finite update in float32 (`training/step.py`).
-    for name in ("optim.beta1", "optim.beta2"):
+    for name in ("optim.beta1", "optim.beta2", "optim.muon_beta"):
         check(0 <= flatten(config)[name] <= 1 - 1e-6, name, "in [0, 0.999999]")
     check(1e-30 <= optim.eps < 1, "optim.eps", "in [1e-30, 1)")
     check(0 <= optim.weight_decay < 1000, "optim.weight_decay", "0 or more, and below 1,000")

@@ -175,7 +175,10 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         write_run_files(config, corpus, workdir)
     print_table(config, corpus, mesh, shapes, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
 
-    rate = schedule(config, config.optim.learning_rate)
+    rates = {"learning_rate": config.optim.learning_rate}
+    if config.optim.name == "muon":
+        rates["muon_rate"] = config.optim.muon_rate
+    rates = {name: schedule(config, peak) for name, peak in rates.items()}
     tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes
@@ -195,8 +198,8 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             saved = max(checkpoints.steps(), default=0)
             raise cli.Failure(
                 f"step {step}: loss or gradient is not finite (gradient norm {metrics['grad_norm']:.3g}); the "
-                f"update was not applied, nothing after step {saved} was saved: a lower optim.learning_rate or a "
-                f"longer optim.warmup_steps in a new --workdir usually helps"
+                f"update was not applied, nothing after step {saved} was saved: a lower optim.learning_rate "
+                f"(Muon's: muon_rate) or a longer optim.warmup_steps in a new --workdir usually helps"
             )
         window.add(metrics["metrics"])
         window.add({"grad_norm": (metrics["grad_norm"], 1)})
@@ -248,8 +251,8 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             elapsed = time.perf_counter() - clock
             seconds += elapsed
             line = {f"train/{name}": value for name, value in window.take().items()}
+            line |= {f"train/{name}": float(np.asarray(rate(step - 1))) for name, rate in rates.items()}
             line |= {
-                "train/learning_rate": float(np.asarray(rate(step - 1))),
                 "speed/tokens_per_second": window_steps * tokens_per_step / elapsed,
                 "speed/step_ms": 1e3 * elapsed / window_steps,
                 "total/tokens": step * tokens_per_step,

@@ -28,13 +28,7 @@ _BEYOND = 1e100  # of every metric; JSON has whole numbers that no float holds
 MANY_SEEDS = 5  # from here on, intervals are a bootstrap's
 
 # These shape the result or what is measured, although a run may resume under another value.
-_FREE = {*FREE_ON_RESUME, "train.seed"} - {
-    "train.steps",
-    "init_from",
-    "init_encoder_only",
-    "eval.examples",
-    "eval.mask_rate",
-}
+_FREE = {*FREE_ON_RESUME, "train.seed"} - {"train.steps", "init_from", "init_encoder_only", "eval.examples"}
 # These change the held-out text, its pieces or the masks.
 _OF_HELD_OUT = (
     "data.source",
@@ -47,7 +41,7 @@ _OF_HELD_OUT = (
     "objective.mask_share",
     "objective.random_share",
     "eval.examples",
-    "eval.mask_rate",
+    "eval.masked",
 )
 
 
@@ -58,7 +52,7 @@ class Curve:
     Attributes:
         step: steps taken.
         tokens: tokens seen.
-        flops: floating-point operations of the forward and backward passes.
+        flops: floating-point operations of its products (training/flops.py).
         seconds: of training, without compilation and evaluation.
         value: the metric.
     """

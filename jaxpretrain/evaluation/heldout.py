@@ -25,7 +25,7 @@ class Evaluation:
     """`Evaluation(…)(state)` → metrics named `eval/…`; compiled once."""
 
     def __init__(self, config: Config, corpus: Corpus, mesh: Mesh) -> None:
-        config = replace(config, objective=replace(config.objective, mask_rate=config.eval.mask_rate))
+        config = replace(config, objective=replace(config.objective, mask_rate=config.eval.masked))
         objective = build(config, corpus.vocab_size)
         counts = np.asarray(corpus.counts, np.float64) + 1  # add-one: a piece may be absent from the training text
         self._unigram = jax.device_put(np.log(counts / counts.sum()).astype(np.float32), replicated(mesh))

@@ -48,7 +48,7 @@ def matmul_flops(function: Callable, *args: Any) -> int:
 
 
 def step_flops(config: Config, vocab_size: int, params: Any, batch: Batch) -> int:
-    """FLOPs of one step, as the model needs them: nothing recomputed, no padding of heads. Muon's products are in them.
+    """FLOPs of one step: as the model needs them, nothing recomputed, no padding of heads; and of Muon's products.
 
     Args:
         config: of the run.

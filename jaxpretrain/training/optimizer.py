@@ -1,5 +1,6 @@
 """Adam as in the papers, and Muon for those who leave them: both from optax."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ MATRICES = {
     "ffn_in": MuonDimensionNumbers((1,), (2,)),
     "ffn_out": MuonDimensionNumbers((1,), (2,)),
 }
+NEWTON_SCHULZ_ROUNDS = 5  # of three products each; more do not pay, says the paper
 
 
 def schedule(config: Config, peak: float) -> optax.Schedule:
@@ -63,27 +65,34 @@ def matrices(params: Any) -> Any:
 def muon(config: Config) -> optax.GradientTransformationExtraArgs:
     """Clip, then Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of the layers.
 
-    Their momentum is made orthogonal before it is taken off at a rate of its own, `muon_rate`, so that a step moves all
-    directions of a matrix as far and none is left out for being rare. All else is Adam's, with Nesterov's momentum too.
+    Their momentum is made nearly orthogonal before it is taken off, at a rate of its own: so a step moves all
+    directions of a matrix about as far, also those that gradients seldom point to. All other parameters are Adam's.
     """
     optim = config.optim
+
+    def owner(seen: MuonDimensionNumbers | None) -> str:
+        return "adam" if seen is None else "muon"
+
+    def owners(params: Any) -> Any:
+        return jax.tree.map(owner, matrices(params), is_leaf=lambda x: x is None or isinstance(x, MuonDimensionNumbers))
+
+    of_matrices = optax.contrib.muon(
+        schedule(config, optim.muon_rate),
+        ns_steps=NEWTON_SCHULZ_ROUNDS,
+        beta=optim.muon_beta,
+        weight_decay=optim.weight_decay,
+        muon_weight_dimension_numbers=matrices,
+    )
+    of_the_rest = adam(replace(config, optim=replace(optim, clip_norm=0.0)))
     chain = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        optax.contrib.muon(
-            schedule(config, optim.muon_rate),
-            weight_decay=optim.weight_decay,
-            adam_b1=optim.beta1,
-            adam_b2=optim.beta2,
-            adam_weight_decay=optim.weight_decay,
-            adam_learning_rate=schedule(config, optim.learning_rate),
-            muon_weight_dimension_numbers=matrices,
-        ),
+        optax.partition({"muon": of_matrices, "adam": of_the_rest}, owners),
     )
 
     def update(
         updates: Any, state: Any, params: Any = None, *, finite: Array | bool = True, **_: Any
     ) -> tuple[Any, Any]:
-        updates, new = chain.update(updates, state, params)
+        updates, new = chain.update(updates, state, params, finite=finite)
         return updates, jax.tree.map(partial(jnp.where, finite), new, state)
 
     return optax.GradientTransformationExtraArgs(chain.init, update)

@@ -30,7 +30,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Corrupts the batch, takes the gradient, applies the update, takes notes.
 
-    Where loss or gradient are not finite, nothing is applied: the state comes back as it was. Where they are, Adam's
+    Where loss or gradient are not finite, nothing is applied: the state comes back as it was. Where they are, the
     update is finite too, at any learning rate that a config may have.
 
     Returns:

@@ -317,8 +317,9 @@ def test_a_damaged_prepared_corpus_is_prepared_again(
     assert_same_run(again, finished)
 
 
-def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path):
-    fields = {"optim.learning_rate": 999.0, "optim.warmup_steps": 0, "checkpoint.every_steps": 1}
+@pytest.mark.parametrize("rates", [{"optim.learning_rate": 999.0}, {"optim.name": "muon", "optim.muon_rate": 999.0}])
+def test_a_step_that_is_not_finite_stops_the_run(tiny, run_train, tmp_path: Path, rates: dict[str, Any]):
+    fields = rates | {"optim.warmup_steps": 0, "checkpoint.every_steps": 1}
     with pytest.raises(cli.Failure, match=r"step \d+|steps \d+") as caught:
         run_train(tiny(**fields), tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -298,6 +298,10 @@ def test_what_does_not_compare_is_said(tmp_path: Path):
     found = curves.caveats(curves.read_methods([one, went_on], LOSS), LOSS)
     assert [said.split(" ")[0] for said in found] == ["init_from", f"init_from={one}"]
     assert "its factors are these at least" in found[1]
+    more = write_run(tmp_path / "more", curve_of(STEPS, LINEAR), train__steps=2000, objective__mask_rate=0.4)
+    assert curves.caveats(curves.read_methods([one, more], LOSS), LOSS) == []  # held-out text is masked as before
+    harder = write_run(tmp_path / "harder", curve_of(STEPS, LINEAR), train__steps=2000, eval__masked=0.4)
+    assert "eval.masked" in curves.caveats(curves.read_methods([one, harder], LOSS), LOSS)[0]
     twice = write_run(tmp_path / "twice", curve_of(STEPS, LINEAR), train__steps=2000)
     assert "the same seed" in curves.caveats(curves.read_methods([one, twice], LOSS), LOSS)[0]
 

@@ -86,7 +86,7 @@ def test_seed_dropout_and_mask_rate_of_the_training_do_not_matter(corpus: Corpus
     config.train.seed, config.model.dropout, config.objective.mask_rate = 5, 0.9, 0.5
     state = placed(state_of(small(), corpus), 8)
     assert evaluation(config, corpus)(state) == evaluation(small(), corpus)(state)
-    config.eval.mask_rate = 0.5
+    config.eval.masked = 0.5
     assert evaluation(config, corpus)(state) != evaluation(small(), corpus)(state)
 
 
