@@ -61,7 +61,7 @@ def main() -> None:
 
     def workdir(network: str, option: str, seed: int) -> Path:
         words = option.replace(",", "").replace("'", "").replace("%", "percent").split()
-        return options.runs / "-".join([network.lower(), *words, f"seed{seed}"])
+        return options.runs / "-".join([network, *words, f"seed{seed}"]).lower()
 
     every = [(network, option, seed) for seed in options.seeds for option in shown for network in NETWORKS]
     train_missing_together([{workdir(*run): arguments(*run)} for run in every])

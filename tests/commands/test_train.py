@@ -117,6 +117,15 @@ def test_the_end_tells_how_to_go_on(finished: Path, tiny, run_train, capsys: pyt
 # --- stopping and going on ---
 
 
+def test_a_killed_run_with_muon_ends_like_one_that_was_not(tiny, run_train, tmp_path: Path):
+    config = tiny(**{"optim.name": "muon"})
+    run_train(config, tmp_path / "undisturbed")
+    workdir = stopped_after(10, tmp_path / "undisturbed", tmp_path / "run")
+    run_train(config, workdir)
+    assert_same_run(workdir, tmp_path / "undisturbed")
+    assert metrics.read(workdir)[-1]["train/muon_rate"] == pytest.approx(0.02 / 25)
+
+
 @pytest.mark.parametrize("step", [10, 20])
 def test_a_killed_run_ends_like_one_that_was_not(step: int, finished: Path, tiny, run_train, tmp_path: Path):
     workdir = stopped_after(step, finished, tmp_path / "run")

@@ -173,6 +173,10 @@ def test_a_field_of_another_version_is_named_and_a_missing_one_has_its_default()
     values = to_dict(changed("model.layers", 5))
     del values["model"]["heads"]
     assert from_dict(values).model == dataclasses.replace(Config().model, layers=5)
+    assert from_dict(values).eval == Config().eval
+    del values["eval"]["masked"]
+    values["objective"]["mask_rate"] = 0.4  # held-out text was masked at the training's rate
+    assert from_dict(values).eval.masked == 0.4
     values["model"]["wings"] = 2
     with pytest.raises(ConfigError, match="wings"):
         from_dict(values)
