@@ -34,6 +34,7 @@ TUPE_R, NOTES = {"model.position": "tupe_r"}, {"notes.enabled": True}
 QUESTIONS = {"objective.mask_share": 1.0, "objective.random_share": 0.0, "objective.loss_weight": 10.0}
 ELECTRA = {"objective.name": "electra", "objective.divider": 2} | QUESTIONS
 MCBERT = {"objective.name": "mcbert", "objective.divider": 2} | QUESTIONS
+FAST = {"optim.name": "muon", "objective.mask_rate": 0.4}  # no method of the three: options, for the baseline too
 METHODS = {
     "BERT-A": {},
     "BERT-R": {"model.position": "relative"},
@@ -47,6 +48,8 @@ METHODS = {
     "TUPE-R + TNF": TUPE_R | NOTES,
     "TUPE-R + ELECTRA": TUPE_R | ELECTRA,
     "TUPE-R + MC-BERT": TUPE_R | MCBERT,
+    "BERT-A, fast": FAST,
+    "TUPE-R, fast": TUPE_R | FAST,
 }
 CORE = list(METHODS)[:8]
 BASELINE = "BERT-A"
@@ -62,6 +65,7 @@ SHORTER = (3_000, 1_500, 750)
 BUDGETS = sorted([*SHORTER, STEPS])
 RATES = (5e-4, 1e-3, 2e-3)
 MOST_RATES = 6  # where the search ends, whatever it finds
+MUON_TIMES = 5  # Muon's rate over Adam's, in the search too
 TUNING, TUNING_RATE = 750, 1e-3
 TUNING_SEEDS = 1000  # added to a run's: other batches than those it began with
 LOSS, WITHOUT_NOTES = "eval/mlm_loss", "eval/without_notes/mlm_loss"
@@ -81,7 +85,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        method = self.method.lower().replace(" + ", "+").replace("^", "")
+        method = self.method.lower().replace(" + ", "+").replace(", ", "-").replace("^", "")
         return f"{method}-rate{self.rate:g}-seed{self.seed}-steps{self.steps}{'-tuned' if self.tuned else ''}"
 
     @property
@@ -97,6 +101,8 @@ class Run:
             fields = {name: value for name, value in fields.items() if not name.startswith(("objective.", "notes."))}
             fields |= {"init_from": str(runs / self.source.name), "init_encoder_only": True}
             steps, rate, seed = TUNING, TUNING_RATE, self.seed + TUNING_SEEDS
+        if fields.get("optim.name") == "muon":
+            fields |= {"optim.muon_rate": MUON_TIMES * rate}
         return fields | {
             "optim.learning_rate": rate,
             "optim.warmup_steps": steps // 24,
