@@ -445,7 +445,7 @@ def drawn_factors(factors: Mapping[str, Annealed]) -> Figure:
                 axes.annotate("not reached", (1, at), (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="#000000", linewidth=1)
     axes.set_yticks(range(len(factors)), list(factors))
-    axes.invert_yaxis()
+    axes.set_ylim(len(factors) - 0.5, -0.5)  # also where the last has no bar
     axes.margins(x=0.3)
     axes.set_xlim(left=0)
     axes.set_xlabel("times less than BERT-A, to its end (schedules of their own)")
