@@ -352,7 +352,9 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
         raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}: was it written by another version?")
     kwargs = {}
     if cls is Config and all(isinstance(values.get(room), dict) for room in ("objective", "eval")):
-        values = values | {"eval": {"masked": values["objective"].get("mask_rate", 0.15)} | values["eval"]}
+        values = values | {
+            "eval": {"masked": values["objective"].get("mask_rate", ObjectiveConfig.mask_rate)} | values["eval"]
+        }
     for name, value in values.items():
         kind = fields[name].type
         if dataclasses.is_dataclass(kind):

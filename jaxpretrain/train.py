@@ -40,7 +40,7 @@ from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.metrics import Average, MetricWriter
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
-from jaxpretrain.training.optimizer import schedule
+from jaxpretrain.training.optimizer import schedules
 from jaxpretrain.training.phases import Phase, batches, phases, tokens_per_step_of, total
 from jaxpretrain.training.profile import Profile
 from jaxpretrain.training.signals import Signals
@@ -175,10 +175,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         write_run_files(config, corpus, workdir)
     print_table(config, corpus, mesh, shapes, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
 
-    rates = {"learning_rate": config.optim.learning_rate}
-    if config.optim.name == "muon":
-        rates["muon_rate"] = config.optim.muon_rate
-    rates = {name: schedule(config, peak) for name, peak in rates.items()}
+    rates = schedules(config)
     tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes

@@ -38,6 +38,12 @@ def schedule(config: Config, peak: float) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
+def schedules(config: Config) -> dict[str, optax.Schedule]:
+    """Those that the config's optimizer follows, by the field of their peak."""
+    peaks = ("learning_rate", "muon_rate") if config.optim.name == "muon" else ("learning_rate",)
+    return {peak: schedule(config, getattr(config.optim, peak)) for peak in peaks}
+
+
 def decayed(params: Any) -> Any:
     """True for weights, false for biases and layer norms: the mask of `optim.decay_mask`."""
 
@@ -50,6 +56,12 @@ def decayed(params: Any) -> Any:
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """The one that `optim.name` says. Its `update` takes `finite`, bool []: where it is false, the state stays."""
     return {"adam": adam, "muon": muon}[config.optim.name](config)
+
+
+def clipping(config: Config) -> optax.GradientTransformation:
+    """To the gradient's global norm, `optim.clip_norm`; 0: none."""
+    norm = config.optim.clip_norm
+    return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
 def matrices(params: Any) -> Any:
@@ -83,19 +95,16 @@ def muon(config: Config) -> optax.GradientTransformationExtraArgs:
         weight_decay=optim.weight_decay,
         muon_weight_dimension_numbers=matrices,
     )
-    of_the_rest = adam(replace(config, optim=replace(optim, clip_norm=0.0)))
-    chain = optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        optax.partition({"muon": of_matrices, "adam": of_the_rest}, owners),
-    )
 
     def update(
         updates: Any, state: Any, params: Any = None, *, finite: Array | bool = True, **_: Any
     ) -> tuple[Any, Any]:
-        updates, new = chain.update(updates, state, params, finite=finite)
+        updates, new = of_matrices.update(updates, state, params)
         return updates, jax.tree.map(partial(jnp.where, finite), new, state)
 
-    return optax.GradientTransformationExtraArgs(chain.init, update)
+    kept = optax.GradientTransformationExtraArgs(of_matrices.init, update)
+    of_the_rest = adam(replace(config, optim=replace(optim, clip_norm=0.0)))
+    return optax.chain(clipping(config), optax.partition({"muon": kept, "adam": of_the_rest}, owners))
 
 
 def adam(config: Config) -> optax.GradientTransformationExtraArgs:
@@ -107,7 +116,7 @@ def adam(config: Config) -> optax.GradientTransformationExtraArgs:
     """
     optim, rate = config.optim, schedule(config, config.optim.learning_rate)
     chain = optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        clipping(config),
         optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
         optax.add_decayed_weights(optim.weight_decay, mask=decayed if optim.decay_mask else None),
         optax.scale_by_learning_rate(rate),
