@@ -52,7 +52,7 @@ def main() -> None:
     dev = {name: (rows(examples), examples) for name, examples in data.dev.items()}
     steps = config.epochs * len(sequence_of_buckets([len(bucket) for bucket in train], config.batch_size, 0))
     finetuner = Finetuner(config, run.config, run.tokenizer.vocab_size, data.task, steps)
-    encoder = run.objective.main(run.params)
+    encoder = run.params["encoder"]
     grids = {"one program": Grid(finetuner, train, dev, encoder, None, len(trials))}
     grids["one after another"] = Grid(finetuner, train, dev, encoder, None, 1)
 

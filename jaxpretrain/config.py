@@ -391,10 +391,14 @@ def max_positions(config: Config) -> int:
 
 
 def narrowed(config: Config) -> ModelConfig:
-    """The second network: a generator (ELECTRA) or meta controller (MC-BERT), the model divided by `divider`."""
+    """The second network: a generator (ELECTRA) or meta controller (MC-BERT), the model divided by `divider`.
+
+    The generator reads the model's token table as it is, the controller mapped to its own width.
+    """
     model, objective = config.model, config.objective
     return dataclasses.replace(
         model,
+        embedding=(model.embedding or model.hidden) if objective.name == "electra" else 0,
         hidden=model.hidden // objective.divider,
         heads=model.heads // objective.divider,
         ffn=model.ffn // objective.divider,

@@ -175,7 +175,7 @@ def finetune(
         missing = [trial for trial in missing if trial not in known]
 
         def grid_of(at_once: int) -> Grid:
-            encoder = run.objective.main(run.params)
+            encoder = run.params["encoder"]
             return Grid(finetuner, train, dev, encoder, notes, at_once)
 
         at_once = trials_at_once(config, len(missing), lambda: grid_of(len(jax.devices())).bytes_per_trial())

@@ -23,7 +23,7 @@ def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[n
         return None
     found = []
     for params in (init_params(run.config.train.seed, run.objective), run.params):
-        terms = run.objective.encoder.position_terms(run.objective.main(params), max_positions(run.config))
+        terms = run.objective.encoder.position_terms(params["encoder"], max_positions(run.config))
         scores = terms.bias
         if terms.query is not None and terms.key is not None:  # positions that words attend to as well
             scale = score_scale(run.config.model.position, terms.query.shape[-1])

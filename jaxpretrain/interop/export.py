@@ -23,7 +23,8 @@ from jaxpretrain.interop.fast_tokenizer import special_tokens_map, tokenizer_con
 from jaxpretrain.interop.huggingface import BERT, DISCRIMINATOR, GENERATOR
 from jaxpretrain.interop.model_card import model_card
 from jaxpretrain.interop.weights import Params, State, joined, put, put_dense, put_layers, put_norm
-from jaxpretrain.objectives.electra import SHARED
+from jaxpretrain.objectives.electra import ELECTRA
+from jaxpretrain.objectives.mcbert import MCBERT
 
 BARE = "ElectraModel"  # an encoder without a head: of the stock ones, the one without a pooler
 SEGMENTS = 2  # rows of the zero segment table, which stock models must have and add nothing with
@@ -117,26 +118,19 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
 
 def networks(run: Trained) -> list[Network]:
     """The main network first, where it has a use; then the one that fills [MASK]s, where that is another."""
-    config, params = run.config, run.params
+    config, params, objective = run.config, run.params, run.objective
     model = with_positions(config.model, config)
     main: Params = params["encoder"]
-    if config.objective.name == "electra":
-        tables = {name: table for name, table in main["embedder"].items() if name in SHARED}
-        generator = params["generator"] | {"embedder": params["generator"]["embedder"] | tables}
-        width = model.embedding or model.hidden
-        narrow = with_positions(narrowed(config), config)
-        narrow.embedding = width
+    if isinstance(objective, ELECTRA):
+        narrow, generator = with_positions(narrowed(config), config), objective.generator_params(params)
         return [
             Network("discriminator", model, main, "AutoModelForPreTraining", params["head"]),
             Network("generator", narrow, generator, "AutoModelForMaskedLM", params["generator_head"]),
         ]
-    if config.objective.name == "mcbert":
-        table_map = params["table_map"]
-        table = np.asarray(main["embedder"]["tokens"] @ table_map["kernel"] + table_map["bias"])
-        controller = params["controller"] | {"embedder": params["controller"]["embedder"] | {"tokens": table}}
+    if isinstance(objective, MCBERT):
         narrow = with_positions(narrowed(config), config)
-        narrow.embedding = 0
-        head = params["controller_head"] | {"bias": params["head"]["bias"]}
+        controller = objective.controller_params(params, objective.controller_table(params))
+        head = objective.controller_head_params(params)
         return [
             Network("", model, main, "AutoModel", {}),
             Network("controller", narrow, controller, "AutoModelForMaskedLM", head),

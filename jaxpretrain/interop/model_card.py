@@ -69,10 +69,7 @@ def model_card(config: Config, workdir: str | Path, step: int, networks: list[tu
         f"| longest sequence | {max_positions(config)} tokens; trained on {data.sequence_length} |",
         f"| data | `{data.source}`, {'lower-cased' if data.lowercase else 'cased'} |",
         f"| training | {step:,} steps of {config.train.batch_size} sequences: {tokens:,} tokens |",
-        *(
-            ["| notes | trained with TNF notes (arXiv 2008.01466), which are not part of the model |"]
-            * config.notes.enabled
-        ),
+        *([NOTES] if config.notes.enabled else []),
         "",
         "## Held-out scores",
         "",

@@ -74,7 +74,7 @@ class Objective(Protocol):
     def __init__(self, config: Config, vocab_size: int) -> None: ...
 
     def init(self, key: Array) -> Params:
-        """Fresh parameters."""
+        """Fresh parameters; under `encoder` those of the main model, which pre-training is for."""
         ...
 
     def corrupt(self, batch: Batch, key: Array) -> Batch:
@@ -87,10 +87,6 @@ class Objective(Protocol):
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         """The loss of a corrupted batch, or of a part of it; no dropout without a key."""
-        ...
-
-    def main(self, params: Params) -> Params:
-        """The parameters of the encoder that pre-training is for."""
         ...
 
     def fill(self, params: Params, tokens: Array, positions: Array) -> Array:

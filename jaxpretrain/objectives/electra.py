@@ -6,8 +6,6 @@ the original counts as original. Loss: generator's MLM + 50 · discriminator's b
 positions. The networks share the token table, and the position table where positions are added to the input.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,12 +14,12 @@ from jax import Array, lax
 from jaxpretrain.config import Config, max_positions, narrowed
 from jaxpretrain.data.masking import row_keys
 from jaxpretrain.data.tokenizer import PAD
-from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
+from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype, fold_in
 from jaxpretrain.models.heads import DiscriminatorHead, MLMHead, take_positions
 from jaxpretrain.notes import Notes
 from jaxpretrain.objectives.base import Aux, Batch, Params, mask, mean_weights, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
-from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
+from jaxpretrain.objectives.sampling import draw_each
 
 SHARED = ("tokens", "positions", "segments")  # tables of the embedder that are the main model's
 
@@ -36,9 +34,7 @@ class ELECTRA:
         self.config = config
         self.vocab_size = vocab_size
         self.encoder = Encoder(config.model, vocab_size, max_positions(config))
-        width = config.model.embedding or config.model.hidden
-        narrow = dataclasses.replace(narrowed(config), embedding=width)
-        self.generator = Encoder(narrow, vocab_size, max_positions(config))
+        self.generator = Encoder(narrowed(config), vocab_size, max_positions(config))
         dtype = compute_dtype(config.model)
         self.head = DiscriminatorHead(config.model, dtype)
         self.generator_head = MLMHead(self.generator.config, dtype)
@@ -67,21 +63,15 @@ class ELECTRA:
         config = self.config.objective
         tokens, positions, padding = batch["tokens"], batch["positions"], batch["tokens"] == PAD
         keys = None if key is None else row_keys(key, batch["rows"])
-        generator_notes = None
-        if self.config.notes.auxiliary_reads:
-            generator_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
+        readable = notes if self.config.notes.auxiliary_reads else None
+        generator_notes, _ = read_notes(readable, batch, batch["inputs"], self.config.notes)
         x = self.generator_contexts(params, batch["inputs"], padding, keys, generator_notes)
         masked_x = take_positions(x, positions)
         logits = self.logits(params, masked_x)
         generator_loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"])
 
-        numbers = uniforms(batch["draw_keys"], positions.shape[1], 1)
-        rows = max(1, len(tokens) // jax.device_count())
-        guesses = over_chunks(
-            lambda logits, uniform: draw(logits / config.temperature, uniform),
-            (lax.stop_gradient(logits), numbers),
-            rows,
-        )[..., 0]
+        scaled = lambda logits: logits / config.temperature  # noqa: E731
+        guesses = draw_each(scaled, lax.stop_gradient(logits), batch["draw_keys"], 1)[..., 0]
         guesses = jnp.where(batch["weights"] > 0, guesses, batch["labels"])
         inputs = jax.vmap(lambda row, p, g: row.at[p].set(g))(tokens, positions, guesses)
         replaced = (inputs != tokens).astype(jnp.float32)
@@ -92,7 +82,7 @@ class ELECTRA:
             inputs,
             padding=padding,
             notes=input_notes,
-            keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
+            keys=fold_in(keys, 1),
         )
         scores: Array = self.head.apply({"params": params["head"]}, contexts)  # type: ignore[assignment]
         losses = optax.sigmoid_binary_cross_entropy(scores, replaced)
@@ -117,19 +107,19 @@ class ELECTRA:
         self, params: Params, inputs: Array, padding: Array, keys: Array | None, notes: InputNotes | None = None
     ) -> Array:
         """The generator's vectors, [B, T, its hidden]."""
-        tables = params["encoder"]["embedder"]
-        shared = {name: tables[name] for name in SHARED if name in tables}
-        generator = params["generator"]
-        generator = generator | {"embedder": generator["embedder"] | shared}
+        generator = self.generator_params(params)
         return self.generator.apply(generator, inputs, padding=padding, notes=notes, keys=keys)
+
+    def generator_params(self, params: Params) -> Params:
+        """The generator's encoder, with the tables that it shares."""
+        tables, generator = params["encoder"]["embedder"], params["generator"]
+        shared = {name: tables[name] for name in SHARED if name in tables}
+        return generator | {"embedder": generator["embedder"] | shared}
 
     def logits(self, params: Params, x: Array) -> Array:
         """The generator's scores over the vocabulary, [..., V]."""
         table = params["encoder"]["embedder"]["tokens"]
         return self.generator_head.apply({"params": params["generator_head"]}, x, table)  # type: ignore[return-value]
-
-    def main(self, params: Params) -> Params:
-        return params["encoder"]
 
     def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
         """Scores over the vocabulary at masked positions, [B, P, V]: by the generator, which alone sees [MASK]s."""

@@ -22,12 +22,12 @@ from jax import Array, lax
 from jaxpretrain.config import Config, max_positions, narrowed
 from jaxpretrain.data.masking import row_keys
 from jaxpretrain.data.tokenizer import NEITHER, PAD
-from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype
+from jaxpretrain.models.encoder import Encoder, InputNotes, compute_dtype, fold_in
 from jaxpretrain.models.heads import MLMHead, table_map, take_positions
 from jaxpretrain.notes import Notes
 from jaxpretrain.objectives.base import Aux, Batch, Params, mask, mean_weights, read_notes
 from jaxpretrain.objectives.mlm import mlm_loss
-from jaxpretrain.objectives.sampling import draw, over_chunks, uniforms
+from jaxpretrain.objectives.sampling import draw_each
 
 
 @struct.dataclass
@@ -111,9 +111,8 @@ class MCBERT:
 
     def loss(self, params: Params, batch: Batch, notes: Notes | None, key: Array | None) -> tuple[Array, Aux]:
         keys = None if key is None else row_keys(key, batch["rows"])
-        controller_notes = None
-        if self.config.notes.auxiliary_reads:
-            controller_notes, _ = read_notes(notes, batch, batch["inputs"], self.config.notes)
+        readable = notes if self.config.notes.auxiliary_reads else None
+        controller_notes, _ = read_notes(readable, batch, batch["inputs"], self.config.notes)
         table, padding = self.controller_table(params), batch["tokens"] == PAD
         contexts = self.controller_contexts(params, table, batch["inputs"], padding, keys, controller_notes)
         logits = self.controller_logits(params, table, take_positions(contexts, batch["positions"]))
@@ -142,11 +141,9 @@ class MCBERT:
             questions.inputs,
             padding=batch["tokens"] == PAD,
             notes=input_notes,
-            keys=None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1),
+            keys=fold_in(keys, 1),
         )
-        scores = self.choice_scores(params, x, questions.candidates)
-        if config.distinct:
-            scores = jnp.where(repeated(questions, batch["tokens"]), -jnp.inf, scores)
+        scores = self.choose(params, x, questions, batch["tokens"])
         nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), questions.answers[..., None], -1)[..., 0]
         right = (scores.argmax(-1) == questions.answers).astype(nll.dtype)
         original = (scores[..., 1:].argmax(-1) == 0).astype(nll.dtype)  # <neither> aside: it is right so often
@@ -173,16 +170,13 @@ class MCBERT:
         tokens = batch["tokens"]
         params, table, contexts = lax.stop_gradient((params, table, contexts))
 
-        def draw_chunk(x: Array, uniform: Array) -> Array:
-            return draw(self.controller_logits(params, table, x) / config.temperature, uniform)
+        def logits_of(x: Array) -> Array:
+            return self.controller_logits(params, table, x) / config.temperature
 
-        rows = max(1, len(tokens) // jax.device_count())
         if config.candidates_at == "all":
-            numbers = uniforms(batch["draw_keys"], tokens.shape[1], config.candidates)
-            return over_chunks(draw_chunk, (contexts, numbers), rows)
+            return draw_each(logits_of, contexts, batch["draw_keys"], config.candidates)
         positions = batch["positions"]
-        numbers = uniforms(batch["draw_keys"], positions.shape[1], config.candidates)
-        drawn = over_chunks(draw_chunk, (take_positions(contexts, positions), numbers), rows)
+        drawn = draw_each(logits_of, take_positions(contexts, positions), batch["draw_keys"], config.candidates)
         everywhere = jnp.broadcast_to(tokens[..., None], (*tokens.shape, config.candidates))
         return jax.vmap(lambda all_, p, d: all_.at[p].set(d))(everywhere, positions, drawn)
 
@@ -203,13 +197,25 @@ class MCBERT:
         if notes is not None:
             mapped = self.table_map.apply({"params": params["table_map"]}, notes.vectors)
             notes = replace(notes, vectors=mapped)
-        controller = params["controller"] | {"embedder": params["controller"]["embedder"] | {"tokens": table}}
+        controller = self.controller_params(params, table)
         return self.controller.apply(controller, inputs, padding=padding, notes=notes, keys=keys)
+
+    def controller_params(self, params: Params, table: Array) -> Params:
+        """The controller's encoder, with the table that it sees."""
+        return params["controller"] | {"embedder": params["controller"]["embedder"] | {"tokens": table}}
 
     def controller_logits(self, params: Params, table: Array, x: Array) -> Array:
         """The controller's scores over the vocabulary, [..., V]."""
-        head = params["controller_head"] | {"bias": params["head"]["bias"]}
-        return self.controller_head.apply({"params": head}, x, table)  # type: ignore[return-value]
+        return self.controller_head.apply({"params": self.controller_head_params(params)}, x, table)  # type: ignore
+
+    def controller_head_params(self, params: Params) -> Params:
+        """The controller's output layer, with the bias that it shares."""
+        return params["controller_head"] | {"bias": params["head"]["bias"]}
+
+    def choose(self, params: Params, x: Array, questions: Questions, tokens: Array) -> Array:
+        """The main model's scores of the candidates, [B, T, k]; with `distinct`, -inf for those that count no more."""
+        scores = self.choice_scores(params, x, questions.candidates)
+        return jnp.where(repeated(questions, tokens), -jnp.inf, scores) if self.config.objective.distinct else scores
 
     def choice_scores(self, params: Params, x: Array, candidates: Array) -> Array:
         """The main model's scores of the candidates, [B, T, k]."""
@@ -223,10 +229,7 @@ class MCBERT:
         contexts = self.controller_contexts(params, table, batch["inputs"], padding, None)
         questions = ask(self.draw(params, table, contexts, batch), batch["tokens"], batch["masked"])
         x = self.encoder.apply(params["encoder"], questions.inputs, padding=padding)
-        return questions, self.choice_scores(params, x, questions.candidates)
-
-    def main(self, params: Params) -> Params:
-        return params["encoder"]
+        return questions, self.choose(params, x, questions, batch["tokens"])
 
     def fill(self, params: Params, tokens: Array, positions: Array) -> Array:
         """Scores over the vocabulary at masked positions, [B, P, V]: by the controller, which alone sees [MASK]s."""

@@ -82,9 +82,6 @@ class MLM:
         loss, metrics = mlm_loss(logits, batch["labels"], batch["weights"], groups)
         return loss, Aux(metrics=metrics | notes_metrics, contexts=contexts)
 
-    def main(self, params: Params) -> Params:
-        return params["encoder"]
-
     def logits(self, params: Params, x: Array) -> Array:
         """Scores over the vocabulary, [..., V], of contextual vectors [..., hidden]."""
         return self.head.apply({"params": params["head"]}, x, params["encoder"]["embedder"]["tokens"])  # type: ignore

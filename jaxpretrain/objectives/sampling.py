@@ -48,6 +48,22 @@ def pick(weights: Array, uniform: Array) -> Array:
     return jnp.where(found.any(-1), found.argmax(-1), weights.argmax(-1))
 
 
+def draw_each(logits_of: Callable[[Array], Array], x: Array, keys: Array, draws: int) -> Array:
+    """Pieces drawn at every position of every sequence.
+
+    Args:
+        logits_of: [B, t, …] → [B, t, V].
+        x: [B, T, …].
+        keys: one per sequence.
+        draws: how many at each position.
+
+    Returns:
+        int32 [B, T, draws].
+    """
+    rows = max(1, len(x) // jax.device_count())
+    return over_chunks(lambda x, u: draw(logits_of(x), u), (x, uniforms(keys, x.shape[1], draws)), rows)
+
+
 def over_chunks(function: Callable, sequences: tuple[Array, ...], rows: int) -> Array:
     """Maps over slices of the positions, all sequences at once, so that a batch stays spread as it is.
 

@@ -32,6 +32,7 @@ RUNS = {
     "electra-tupe": {"objective__name": "electra", "model__position": "tupe_a"},
     "mcbert": {"objective__name": "mcbert"},
     "mcbert-tupe": {"objective__name": "mcbert", "model__position": "tupe_r"},
+    "mcbert-narrow-table": {"objective__name": "mcbert", "model__embedding": 24},
 }
 CLASSES = {
     "bert": ["BertForMaskedLM"],

@@ -362,11 +362,24 @@ def test_the_table_learns_at_candidates_only_from_the_choice(monkeypatch: pytest
     assert scored < set(range(VOCAB))
 
 
+# --- the quiz that a trained model can be given ---
+
+
+@pytest.mark.parametrize("distinct", [False, True])
+def test_the_quiz_offers_what_training_offers(distinct: bool):
+    objective, params, _ = built(distinct=distinct, candidates=8)
+    batch = batch_of()
+    questions, scores = jax.jit(objective.quiz)(params, batch, jax.random.key(1))
+    copies = np.asarray(repeated(questions, batch["tokens"]))
+    assert copies.any()
+    np.testing.assert_array_equal(np.isneginf(scores), copies & distinct)
+
+
 # --- parameters ---
 
 
 def test_what_is_shared_is_there_once():
-    objective, params, _ = built(divider=2)
+    _, params, _ = built(divider=2)
     assert set(params) == {"encoder", "head", "controller", "controller_head", "table_map"}
     assert "tokens" not in params["controller"]["embedder"]
     assert "bias" not in params["controller_head"]
@@ -374,7 +387,14 @@ def test_what_is_shared_is_there_once():
     assert params["controller"]["embedder"]["positions"].shape == (LENGTH, 8)
     assert params["controller"]["layers"]["ffn_in"]["kernel"].shape == (1, 8, 16)
     assert params["controller"]["layers"]["attention"]["qkv"]["kernel"].shape == (1, 8, 3, 1, 8)
-    assert objective.main(params) is params["encoder"]
+    for width in (8, 16, 24):  # of the table: the controller's own, the blocks', another
+        config = small(divider=2)
+        config.model.embedding = width
+        mapped = build(config, VOCAB)
+        shapes = jax.eval_shape(mapped.init, jax.random.key(0))
+        assert shapes["table_map"]["kernel"].shape == (width, 8)
+        assert "projection" not in shapes["controller"]["embedder"]
+        jax.eval_shape(mapped.loss, shapes, jax.eval_shape(mapped.corrupt, batch_of(), jax.random.key(0)), None, None)
     large = build(small(auxiliary_layers=3, divider=1), VOCAB)
     shapes = jax.eval_shape(large.init, jax.random.key(0))
     assert shapes["controller"]["layers"]["ffn_in"]["kernel"].shape == (3, 16, 32)
@@ -419,7 +439,7 @@ def test_neither_all_scores_nor_all_candidate_vectors_are_held(monkeypatch: pyte
         return jnp.einsum("...e,...ke->...k", x, table[candidates])
 
     cases = [
-        (module, "over_chunks", at_once, (4096, 10), 4 * rows * length * 4096),
+        (sampling, "over_chunks", at_once, (4096, 10), 4 * rows * length * 4096),
         (heads, "candidate_scores", gathered, (256, 80), 4 * rows * length * 80 * hidden),
     ]
     for place, name, naive, size, held in cases:

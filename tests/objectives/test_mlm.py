@@ -46,7 +46,7 @@ def test_every_objective_keeps_the_interface():
         assert aux.contexts.shape == (ROWS, LENGTH, 32)
         assert objective.headline in aux.metrics
         assert all(x.shape == weight.shape == () for x, weight in aux.metrics.values())
-        assert set(objective.main(params)) == {"embedder", "positions", "layers"}
+        assert set(params["encoder"]) == {"embedder", "positions", "layers"}
 
 
 def test_loss_and_metrics_are_those_of_the_logits():
