@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from study import command, machine, table, write_record
 
-from jaxpretrain.evaluation.curves import config_of
 from jaxpretrain.evaluation.finetuned import read_trials
 from jaxpretrain.evaluation.scores import summary
+from jaxpretrain.training.workdir import config_of
 
 
 def main() -> None:

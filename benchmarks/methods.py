@@ -29,6 +29,7 @@ from jaxpretrain.evaluation import curves
 from jaxpretrain.evaluation.curves import Curve, Estimate, Method
 from jaxpretrain.evaluation.pictures import learning_curves, png
 from jaxpretrain.training import metrics
+from jaxpretrain.training.workdir import config_of
 
 TUPE_R, NOTES = {"model.position": "tupe_r"}, {"notes.enabled": True}
 QUESTIONS = {"objective.mask_share": 1.0, "objective.random_share": 0.0, "objective.loss_weight": 10.0}
@@ -180,7 +181,7 @@ class Study:
             return True
         if not (folder / "DONE").exists():
             return False
-        kept = flatten(curves.config_of(folder))
+        kept = flatten(config_of(folder))
         for name, value in run.fields(Path()).items():
             if kept[name] != value:
                 sys.exit(f"{folder}: has {name}={kept[name]!r}, not {value!r}: move it away, or give another --out")

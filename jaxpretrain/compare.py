@@ -26,7 +26,7 @@ from jaxpretrain.evaluation.curves import AXES, Estimate, Method
 from jaxpretrain.evaluation.positions import position_scores
 from jaxpretrain.objectives import OBJECTIVES
 from jaxpretrain.training.checkpoint_files import CheckpointError
-from jaxpretrain.training.workdir import notes_of_run
+from jaxpretrain.training.workdir import config_of, notes_of_run
 
 BASELINE = flags.DEFINE_string("baseline", None, "A run, whose method the others are measured by; default the first.")
 METRIC = flags.DEFINE_string(
@@ -81,7 +81,7 @@ def common_metric(runs: Sequence[str]) -> str:
     Raises:
         ConfigError: a folder without a run, or nothing in common.
     """
-    headlines = {OBJECTIVES[curves.config_of(run).objective.name].headline for run in runs}
+    headlines = {OBJECTIVES[config_of(run).objective.name].headline for run in runs}
     names = [*(headlines if len(headlines) == 1 else []), "mlm_loss", "discriminator_loss", "choice_loss"]
     candidates = [f"eval/{name}" for name in names]
     for name in candidates:
@@ -165,13 +165,12 @@ def run_pictures(run: str) -> Iterator[Figure | str]:
 
     Instead of a picture that cannot be drawn, as without a checkpoint, comes the reason.
     """
-    config = curves.config_of(run)
-    if config.model.position != "absolute":
-        try:
-            if scores := position_scores(run):
-                yield pictures.positions_attend(*scores)
-        except (ConfigError, CheckpointError) as error:
-            yield f"No picture of how positions attend: {error}"
+    config = config_of(run)
+    try:
+        if scores := position_scores(run):
+            yield pictures.positions_attend(*scores)
+    except (ConfigError, CheckpointError) as error:
+        yield f"No picture of how positions attend: {error}"
     if config.notes.enabled:
         try:
             yield pictures.notes_learnt(*notes_of_run(run))
@@ -184,8 +183,7 @@ def run_pictures(run: str) -> Iterator[Figure | str]:
 
 def report(comparison: Comparison, curve_png: bytes) -> str:
     """One page: table, remarks, curves, and the pictures of each run; nothing is loaded from elsewhere."""
-    head, *rows = table(comparison)
-    parts = [_table([head, *rows])]
+    parts = [_table(table(comparison))]
     parts += [f"<p>{html.escape(text)}</p>" for text in remarks(comparison)]
     parts += [_image(curve_png, f"{comparison.metric} over steps, tokens, FLOPs and seconds"), "<h2>Runs</h2>"]
     described = [["method", "run", "seed", "recipe", "position", "objective", "notes", "layers × width"]]

@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from jaxpretrain import cli
 from jaxpretrain.config import ConfigError, FinetuneConfig, max_positions, validate_finetune
-from jaxpretrain.evaluation.curves import config_of
 from jaxpretrain.evaluation.finetuned import (
     describe,
     label,
@@ -53,7 +52,7 @@ from jaxpretrain.training.checkpoint_files import CheckpointError, committed_ste
 from jaxpretrain.training.compilation import use_compilation_cache
 from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.metrics import add_to_lines
-from jaxpretrain.training.workdir import locked, notes_of_run, overrides, plain
+from jaxpretrain.training.workdir import config_of, locked, notes_of_run, overrides, plain
 
 flags.declare_key_flag("workdir")
 PROBE = flags.DEFINE_bool(

@@ -16,7 +16,7 @@ from etils import epath
 
 from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten
 from jaxpretrain.training import metrics
-from jaxpretrain.training.workdir import read_config
+from jaxpretrain.training.workdir import config_of
 
 AXES = ("step", "tokens", "flops", "seconds")
 SMOOTHING = 0.04  # of a curve's points: the window of the moving average
@@ -145,18 +145,6 @@ def read_methods(workdirs: Sequence[str], metric: str) -> list[Method]:
         curves = [read_curve(run, metric) for run in runs]
         found.append(Method(label, runs, configs, _at_common_steps(curves, configs, runs)))
     return found
-
-
-def config_of(workdir: epath.PathLike) -> Config:
-    """The config of a run.
-
-    Raises:
-        ConfigError: there is none, or it is damaged.
-    """
-    config = read_config(epath.Path(workdir))
-    if config is None:
-        raise ConfigError(f"{workdir}: no config.json there; give a folder that jaxpretrain.train wrote")
-    return config
 
 
 def labels(configs: Sequence[Config]) -> list[str]:

@@ -19,6 +19,8 @@ from jaxpretrain.evaluation.tasks import Examples, Task
 from jaxpretrain.interop.foreign_tokenizer import load_tokenizer
 from jaxpretrain.notes import Notes
 from jaxpretrain.training.checkpoint import Checkpointer, restore_params
+from jaxpretrain.training.storage import write_whole
+from jaxpretrain.training.workdir import fitted
 
 FILE_NAME = "finetuned.json"
 TRIALS = "trials.jsonl"
@@ -96,9 +98,7 @@ def describe(
     tokenizer.save(str(workdir))
     if rare:
         (workdir / rare_words.FILE_NAME).write_text("".join(f"{word}\t0\n" for word in rare), encoding="utf-8")
-    temporary = workdir / f"{FILE_NAME}.tmp"
-    temporary.write_text(json.dumps(about, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _read(workdir: epath.Path) -> dict[str, Any]:
@@ -156,9 +156,7 @@ def write_trials(workdir: epath.Path, task: Task, results: list[Result]) -> None
         )
         for result in results
     ]
-    temporary = workdir / f"{TRIALS}.tmp"
-    temporary.write_text("".join(line + "\n" for line in lines))
-    temporary.replace(workdir / TRIALS)
+    write_whole(workdir / TRIALS, "".join(line + "\n" for line in lines).encode())
 
 
 def save_best(workdir: epath.Path, number: int, params: Any, notes: Notes | None, score: float) -> None:
@@ -190,16 +188,15 @@ def load_finetuned(workdir: epath.PathLike) -> Finetuned:
     finetuner = _finetuner(_read(workdir), workdir / FILE_NAME)
     tokenizer = load_tokenizer(workdir)
     stored, _ = restore_params(workdir / "checkpoints", "best")
-    scalar = jax.ShapeDtypeStruct((), jnp.int32)
+    hidden = finetuner.run.model.hidden
     fresh = jax.eval_shape(
-        lambda seed: {
-            "encoder": finetuner.encoder.init(jax.random.key(seed)),
-            "head": finetuner.head.init(jax.random.key(seed), jnp.zeros(finetuner.run.model.hidden), None)["params"],
+        lambda key: {
+            "encoder": finetuner.encoder.init(key),
+            "head": finetuner.head.init(key, jnp.zeros(hidden), None)["params"],
         },
-        scalar,
+        jax.random.key(0),
     )
-    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
-    params = jax.tree.unflatten(jax.tree.structure(fresh), map(jnp.asarray, jax.tree.leaves(stored)))
+    params = jax.tree.map(jnp.asarray, fitted(stored, fresh, f"{workdir}: {FILE_NAME} does not fit the checkpoint"))
     notes, rare = None, []
     if finetuner.config.notes != "drop":
         values, _ = restore_params(workdir / "checkpoints", "best", subtree="notes")

@@ -7,6 +7,7 @@ from jaxpretrain.config import max_positions
 from jaxpretrain.evaluation.trained import load_run
 from jaxpretrain.models.position import score_scale
 from jaxpretrain.training.state import init_params
+from jaxpretrain.training.workdir import config_of
 
 
 def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
@@ -18,9 +19,10 @@ def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[n
         ConfigError: there is no run in the folder.
         CheckpointError: it has no intact checkpoint.
     """
-    run = load_run(workdir, step)
-    if run.config.init_from or run.config.model.position == "absolute":
+    config = config_of(workdir)
+    if config.init_from or config.model.position == "absolute":
         return None
+    run = load_run(workdir, step)
     found = []
     for params in (init_params(run.config.train.seed, run.objective), run.params):
         terms = run.objective.encoder.position_terms(params["encoder"], max_positions(run.config))

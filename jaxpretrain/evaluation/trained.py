@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -10,25 +11,47 @@ import numpy as np
 from etils import epath
 from jax import Array
 
-from jaxpretrain.config import Config, ConfigError, max_positions
+from jaxpretrain.config import Config, max_positions
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
 from jaxpretrain.interop.foreign_tokenizer import load_tokenizer
 from jaxpretrain.objectives import Objective, build
 from jaxpretrain.training.checkpoint import restore_params
-from jaxpretrain.training.workdir import read_config
+from jaxpretrain.training.workdir import config_of, fitted
 
 MASK_TEXT = "[MASK]"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, its tokenizer and where it came from."""
+    """A trained model, its tokenizer and where it came from. Its programs are compiled once for each shape."""
 
     config: Config
     tokenizer: Tokenizer
     objective: Objective
     params: Any
     step: int
+
+    @cached_property
+    def encode(self) -> Callable[[np.ndarray], Array]:
+        """Tokens int [B, T] → contextual vectors [B, T, hidden]."""
+
+        @jax.jit
+        def encode(params: Any, tokens: Array) -> Array:
+            return self.objective.encoder.apply(params, tokens, padding=tokens == PAD)
+
+        return partial(encode, self.params["encoder"])
+
+    @cached_property
+    def best_pieces(self) -> Callable[[np.ndarray, np.ndarray, int], tuple[Array, Array]]:
+        """Tokens int [B, T], positions int [B, P], k → probabilities and ids of the k likeliest pieces, [B, P, k]."""
+
+        @partial(jax.jit, static_argnums=3)
+        def best(params: Any, tokens: Array, positions: Array, top: int) -> tuple[Array, Array]:
+            logits = self.objective.fill(params, tokens, positions)
+            special = jnp.arange(logits.shape[-1]) <= NEITHER
+            return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
+
+        return partial(best, self.params)
 
 
 def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
@@ -43,18 +66,13 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
         CheckpointError: it has no intact checkpoint.
     """
     workdir = epath.Path(workdir)
-    config = read_config(workdir)
-    if config is None:
-        raise ConfigError(f"{workdir}: no config.json there; give the folder of a run, as jaxpretrain.train writes it")
+    config = config_of(workdir)
     tokenizer = load_tokenizer(workdir)
     stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
     objective = build(config, tokenizer.vocab_size)
-    # A checkpoint keeps no empty branches, such as the positions of a model that only adds them to its input.
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    leaves = jax.tree.leaves(stored)
-    if [x.shape for x in leaves] != [x.shape for x in jax.tree.leaves(shapes)]:
-        raise ConfigError(f"{workdir}: config.json and tokenizer do not fit the checkpoint of step {found}")
-    params = jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, leaves))
+    where = f"{workdir}: config.json and tokenizer do not fit the checkpoint of step {found}"
+    params = jax.tree.map(jnp.asarray, fitted(stored, shapes, where))
     return Trained(config, tokenizer, objective, params, found)
 
 
@@ -85,17 +103,6 @@ def batches(rows: Sequence[list[int]], size: int, limit: int) -> list[np.ndarray
     return out
 
 
-def encoder_of(run: Trained) -> Callable[[np.ndarray], Array]:
-    """Tokens [B, T] → contextual vectors [B, T, hidden]."""
-    objective = run.objective
-
-    @jax.jit
-    def encode(tokens: Array) -> Array:
-        return objective.encoder.apply(objective.main(run.params), tokens, padding=tokens == PAD)
-
-    return encode
-
-
 def mean_of_pieces(vectors: Array, tokens: Array | np.ndarray) -> Array:
     """Sentence vectors: contextual ones, [B, T, hidden], averaged over the pieces of the text; float32 [B, hidden]."""
     here = ((tokens != PAD) & (tokens != CLS) & (tokens != SEP)).astype(jnp.float32)
@@ -105,10 +112,10 @@ def mean_of_pieces(vectors: Array, tokens: Array | np.ndarray) -> Array:
 
 def embed(run: Trained, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
     """Sentence vectors, float32 [N, hidden]: the mean of the last layer over the sentence's pieces."""
-    encode, rows = encoder_of(run), [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
+    rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     found = []
     for tokens in batches(rows, batch_size, max_positions(run.config)):
-        found.append(np.asarray(mean_of_pieces(encode(tokens), tokens)))
+        found.append(np.asarray(mean_of_pieces(run.encode(tokens), tokens)))
     return np.concatenate(found) if found else np.zeros((0, run.config.model.hidden), np.float32)
 
 
@@ -119,20 +126,13 @@ def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int
     """
     rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     top = min(top, run.tokenizer.vocab_size)
-
-    @jax.jit
-    def best(tokens: Array, positions: Array) -> tuple[Array, Array]:
-        logits = run.objective.fill(run.params, tokens, positions)
-        special = jnp.arange(logits.shape[-1]) <= NEITHER
-        return jax.lax.top_k(jax.nn.softmax(jnp.where(special, -jnp.inf, logits)), top)
-
     answers: list[list[dict[str, float]]] = []
     for tokens in batches(rows, batch_size, max_positions(run.config)):
         masks = [np.flatnonzero(row == MASK) for row in tokens]
         positions = np.zeros((len(tokens), max(1, *map(len, masks))), np.int32)
         for row, found in zip(positions, masks, strict=True):
             row[: len(found)] = found
-        probabilities, pieces = jax.device_get(best(tokens, positions))
+        probabilities, pieces = jax.device_get(run.best_pieces(tokens, positions, top))
         for i, found in enumerate(masks):
             answers.append([_answer(run.tokenizer, pieces[i, j], probabilities[i, j]) for j in range(len(found))])
     return answers

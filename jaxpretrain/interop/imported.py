@@ -29,7 +29,7 @@ from jaxpretrain.interop.weights import Params, by_name
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.electra import SHARED
 from jaxpretrain.training.checkpoint import Checkpointer
-from jaxpretrain.training.workdir import write_config
+from jaxpretrain.training.workdir import fitted, write_config
 
 # Where a checkpoint keeps the fingerprint of its text: none equals it, so that training in this folder is refused.
 NO_CORPUS = {"seconds": 0.0, "corpus": "imported", "notes": "imported"}
@@ -195,14 +195,7 @@ def write_run(config: Config, params: Params, workdir: str | Path) -> epath.Path
         raise ConfigError(f"{folder}: is not empty; give a new folder")
     vocab_size = len(params["encoder"]["embedder"]["tokens"])
     shapes = jax.eval_shape(build(config, vocab_size).init, jax.random.key(0))
-    wanted, found = (
-        {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (shapes, params))
-    )
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            raise ConfigError(f"parameter {name}: has shape {found.get(name)}, must have {wanted.get(name)}")
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), fitted(params, shapes, str(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpointer(folder / "checkpoints", keep=1, keep_best=False)
     checkpoints.save(0, {"params": params}, NO_CORPUS)

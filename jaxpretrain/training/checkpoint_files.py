@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxpretrain.data.sources.files import check_file
+from jaxpretrain.training.storage import is_local, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class CheckpointError(RuntimeError):
 def absolute(folder: epath.PathLike) -> epath.Path:
     """The folder wherever the process goes; `gs://` as it is."""
     path = epath.Path(folder)
-    return path if "://" in os.fspath(path) else path.expanduser().resolve()
+    return path.expanduser().resolve() if is_local(path) else path
 
 
 def at(root: epath.Path, step: int) -> epath.Path:
@@ -191,16 +191,7 @@ def _damage(folder: epath.Path) -> str | None:
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    if "://" in os.fspath(path):
-        path.write_text(text)  # an object appears when it is complete
-        return
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 # What storage says (tensorstore wraps it in a long message), and the way out.

@@ -19,6 +19,7 @@ from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttr
 from tensorboardX.record_writer import masked_crc32c
 
 from jaxpretrain.data.sources.files import check_file
+from jaxpretrain.training.storage import is_local, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class MetricWriter:
         workdir = epath.Path(workdir)
         path = workdir / METRICS
         kept = [line for line in _parse(path) if resume_step is not None and line["step"] <= resume_step]
-        _replace(path, b"".join(map(_encode, kept)))
+        write_whole(path, b"".join(map(_encode, kept)))
         self._lines = _File(path)
         self._last: dict[str, Any] = kept[-1] if kept else {"step": -1}
         if resume_step and self._last["step"] < resume_step:  # a line is written before every save
@@ -55,7 +56,7 @@ class MetricWriter:
         self._last_start = self._lines.end - (len(_encode(kept[-1])) if kept else 0)
 
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        _replace(workdir / TENSORBOARD / name, b"")
+        write_whole(workdir / TENSORBOARD / name, b"")
         self._events = _File(workdir / TENSORBOARD / name)
         self._event(Event(file_version="brain.Event:2"))
         # TensorBoard then hides what earlier files hold from this step on.
@@ -137,7 +138,7 @@ def add_to_lines(workdir: epath.PathLike, values: Mapping[int, Mapping[str, Any]
     for step, numbers in values.items():
         of_step = lines.get(step, {"step": step})
         lines[step] = of_step | {name: _number(value) for name, value in numbers.items()}
-    _replace(epath.Path(workdir) / METRICS, b"".join(_encode(lines[step]) for step in sorted(lines)))
+    write_whole(epath.Path(workdir) / METRICS, b"".join(_encode(lines[step]) for step in sorted(lines)))
 
 
 def _parse(path: epath.Path) -> list[dict[str, Any]]:
@@ -170,33 +171,12 @@ def _encode(line: dict[str, Any]) -> bytes:
 # Files: local ones are appended to, objects (`gs://`) have no append and are kept in memory and written whole.
 
 
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
-def _replace(path: epath.Path, data: bytes) -> None:
-    """Gives a file its contents in one go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not _is_local(path):
-        path.write_bytes(data)
-        return
-    temporary = f"{os.fspath(path)}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        raise OSError(e.errno, e.strerror or str(e), os.fspath(path)) from e
-
-
 class _File:
     """A file that grows at its end, where its last piece may be written anew."""
 
     def __init__(self, path: epath.Path):
         self.path = path
-        self.file: BinaryIO = open(path, "r+b") if _is_local(path) else io.BytesIO(path.read_bytes())  # noqa: SIM115
+        self.file: BinaryIO = open(path, "r+b") if is_local(path) else io.BytesIO(path.read_bytes())  # noqa: SIM115
         self.end = self.file.seek(0, os.SEEK_END)  # bytes
         self.uploaded = time.monotonic()
 

@@ -23,6 +23,7 @@ from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.training import hosts
 from jaxpretrain.training.checkpoint import restore_params
+from jaxpretrain.training.storage import is_local, write_whole
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without them say
 
@@ -75,6 +76,18 @@ def read_config(workdir: epath.Path) -> Config | None:
         raise ConfigError(f"{path} is damaged ({error}): restore it, or give another --workdir") from error
 
 
+def config_of(workdir: epath.PathLike) -> Config:
+    """The config of a run.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    config = read_config(epath.Path(workdir))
+    if config is None:
+        raise ConfigError(f"{workdir}: no config.json there; give the folder of a run, as jaxpretrain.train writes it")
+    return config
+
+
 def check_workdir(config: Config, workdir: epath.Path) -> None:
     """Whether the run in a folder, if there is one, is the one that the config describes.
 
@@ -99,9 +112,7 @@ def digest(config: Config) -> str:
 
 def write_config(config: Config, workdir: epath.Path) -> None:
     """Writes config.json whole or not at all."""
-    temporary = workdir / "config.json.tmp"
-    temporary.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
+    write_whole(workdir / "config.json", (json.dumps(to_dict(config), indent=2) + "\n").encode())
 
 
 def write_run_files(config: Config, corpus: Corpus, workdir: epath.Path) -> None:
@@ -121,7 +132,7 @@ def locked(workdir: epath.Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it, or it cannot be made or written.
     """
-    if "://" in str(workdir) or not hosts.first():  # buckets have no locks
+    if not is_local(workdir) or not hosts.first():  # buckets have no locks
         workdir.mkdir(parents=True, exist_ok=True)
         yield
         return
@@ -223,18 +234,22 @@ def params_of_run(config: Config, like: Any) -> Any:
     theirs = read_config(workdir)
     if config.init_encoder_only or (theirs is not None and theirs.objective.name != config.objective.name):
         like, values = ({"encoder": params["encoder"]} for params in (like, values))
+    found = fitted(values, like, f"init_from={config.init_from!r}")
+    return jax.tree.map(lambda x, value: jax.device_put(value.astype(x.dtype), x.sharding), like, found)
+
+
+def fitted(values: Any, like: Any, where: str) -> Any:
+    """Values in the tree of `like`: a checkpoint keeps no empty branches, such as positions without parameters.
+
+    Raises:
+        ConfigError: beginning with `where`, and naming a parameter that has another shape, or is there or here alone.
+    """
     wanted, found = _by_name(like), _by_name(values)
-    for name in sorted(set(wanted) | set(found)):
-        here = wanted[name].shape if name in wanted else "absent"
-        there = found[name].shape if name in found else "absent"
+    for name in sorted(wanted.keys() | found.keys()):
+        here, there = (str(tree[name].shape) if name in tree else "absent" for tree in (wanted, found))
         if here != there:
-            raise ConfigError(
-                f"init_from={config.init_from!r}: parameter {name} is {there} there and {here} in this config"
-            )
-    return jax.tree.unflatten(
-        jax.tree.structure(like),
-        [jax.device_put(found[name].astype(x.dtype), x.sharding) for name, x in wanted.items()],
-    )
+            raise ConfigError(f"{where}: parameter {name} is {there} there and {here} in the config")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
 
 
 def notes_of_run(workdir: epath.PathLike, step: int | None = None) -> tuple[list[str], np.ndarray, np.ndarray]:

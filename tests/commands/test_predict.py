@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES
 from jaxpretrain.evaluation import trained
 from jaxpretrain.evaluation.trained import shown
+from jaxpretrain.models.encoder import Encoder
 from jaxpretrain.predict import embed, fill_masks, load_run, print_rows, to_ids
 
 
@@ -121,6 +125,20 @@ def test_labels_and_ids_come_out_as_they_went_in(capsys):
     assert found == [["id", "label", "probability"], *expected]
     print_rows([{"id": "1\t2", "score": 0.5}])
     assert capsys.readouterr().out == 'id\tscore\n"1\t2"\t0.5000\n'
+
+
+def test_programs_are_made_once(finished: Path, monkeypatch: pytest.MonkeyPatch):
+    """Encoding is traced when a program is made, not when it is called again with texts of the same length."""
+    model, traced = load_run(finished), []
+    apply = Encoder.apply
+    monkeypatch.setattr(Encoder, "apply", lambda *args, **named: traced.append(1) or apply(*args, **named))
+    first, again = (embed(model, ["one more"]) for _ in range(2))
+    answers = [fill_masks(model, ["one [MASK]"], top=3) for _ in range(2)]
+    assert len(traced) == 2
+    np.testing.assert_array_equal(first, again)
+    assert answers[0] == answers[1]
+    other = replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
+    assert not np.array_equal(embed(other, ["one more"]), first)
 
 
 def test_vectors(finished: Path, command, run):

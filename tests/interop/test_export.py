@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, PAD
-from jaxpretrain.evaluation.trained import Trained, encoder_of, load_run, to_ids
+from jaxpretrain.evaluation.trained import Trained, load_run, to_ids
 from jaxpretrain.interop import huggingface
 from jaxpretrain.interop.export import CODE, Network, export, networks
 from jaxpretrain.training import metrics
@@ -133,7 +133,7 @@ def test_the_encoder_and_a_classifier_open_it(exported, transformers, name: str)
     network = networks(run)[0]
     ids = sample(run.tokenizer.vocab_size)
     model = transformers.AutoModel.from_pretrained(folder / network.folder, trust_remote_code=True)
-    vectors = encoder_of(run)(ids)
+    vectors = run.encode(ids)
     np.testing.assert_allclose(answer(model, ids), vectors, atol=1e-4)
     auto = transformers.AutoModelForSequenceClassification
     classifier = auto.from_pretrained(folder / network.folder, trust_remote_code=True, num_labels=3)

@@ -413,7 +413,7 @@ def test_a_config_that_does_not_fit_its_checkpoint(make_run) -> None:
     values = json.loads((workdir / "config.json").read_text())
     values["model"]["layers"] += 1
     (workdir / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="do not fit the checkpoint of step 0"):
+    with pytest.raises(ConfigError, match=r"do not fit the checkpoint of step 0: parameter encoder/layers/\S+ is \(1,"):
         load_run(workdir)
 
 
@@ -452,7 +452,7 @@ def test_a_folder_with_something_in_it_is_left_alone(make_run, bert: Path, tmp_p
 def test_parameters_that_do_not_fit_are_named(make_run, tmp_path: Path) -> None:
     run = load_run(make_run())
     params = run.params | {"head": run.params["head"] | {"bias": np.zeros(3)}}
-    with pytest.raises(ConfigError, match=r"parameter head/bias: has shape \(3,\), must have"):
+    with pytest.raises(ConfigError, match=r"parameter head/bias is \(3,\) there and"):
         write_run(run.config, params, tmp_path / "run")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP
-from jaxpretrain.evaluation.trained import embed, encoder_of, load_run
+from jaxpretrain.evaluation.trained import embed, load_run
 from jaxpretrain.interop import serving
 from jaxpretrain.interop.export import networks
 
@@ -74,7 +74,7 @@ def test_vectors_and_scores_without_this_package(make_run, tmp_path: Path) -> No
         found = np.load(tmp_path / f"{name}.found.npz")
         for i in range(2):
             tokens, positions = given[name, i]
-            vectors = np.asarray(encoder_of(run)(tokens))
+            vectors = np.asarray(run.encode(tokens))
             here = (tokens > SEP)[..., None]  # no [PAD], [CLS], [SEP]; there are no [UNK]s
             expected = {
                 "encode": vectors,
