@@ -46,7 +46,7 @@ def main() -> None:
     limit = min(config.max_length, max_positions(run.config))
 
     def rows(examples: Examples) -> list:
-        return bucketed(examples, run.tokenizer, [], limit, regression=not data.task.classes)
+        return bucketed(examples, run.tokenizer, [], limit, data.task)
 
     train = rows(first(data.train, options.rows))
     dev = {name: (rows(examples), examples) for name, examples in data.dev.items()}

@@ -5,6 +5,7 @@ A recipe in `configs/` starts from `sized(SIZE)` and changes a few fields; the c
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -524,7 +525,8 @@ def validate_finetune(config: FinetuneConfig) -> None:
     check(config.notes in FINETUNE_NOTES, "notes", "one of " + ", ".join(FINETUNE_NOTES))
     check(config.grid in GRIDS, "grid", "one of " + ", ".join(GRIDS))
     rates = config.learning_rates
-    check(len(rates) > 0 and all(rate > 0 for rate in rates), "learning_rates", "one or more numbers above 0")
+    numbers = all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates)
+    check(len(rates) > 0 and numbers, "learning_rates", "one or more numbers above 0")
     check(len(set(rates)) == len(rates), "learning_rates", "different from each other")
     for name in ("seeds", "batch_size"):
         check(getattr(config, name) >= 1, name, "at least 1")

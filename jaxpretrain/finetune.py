@@ -159,7 +159,7 @@ def finetune(
     limit = min(config.max_length, max_positions(run.config))
 
     def rows(examples: Examples) -> list[Bucket]:
-        return bucketed(examples, run.tokenizer, rare, limit, regression=not data.task.classes)
+        return bucketed(examples, run.tokenizer, rare, limit, data.task)
 
     train, dev = rows(data.train), {name: (rows(examples), examples) for name, examples in data.dev.items()}
     per_epoch = len(sequence_of_buckets([len(bucket) for bucket in train], config.batch_size, 0))
@@ -210,23 +210,28 @@ def run_trials(grid: Grid, trials: list[tuple[float, int]], done: list[Result], 
     with tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True, mininterval=redraw, smoothing=0.05) as bar:
         for start in range(0, len(trials), grid.at_once):
             results, model_of = grid.run(trials[start : start + grid.at_once], bar.update)
-            before = max((judged(result, main) for result in done), default=-np.inf)
-            scores = [judged(result, main) for result in results]
+            before = max((standing(result, main) for result in done), default=-np.inf)
+            scores = [standing(result, main) for result in results]
             best = int(np.argmax(scores))
-            if scores[best] > before:
+            if scores[best] > before or not done:
                 save_best(workdir, len(done) + best + 1, *model_of(best), scores[best])
             done = [*done, *results]
             write_trials(workdir, task, done)
-            for result, value in zip(results, scores, strict=True):
+            for result in results:
                 odd = "" if result.finite else ", not finite"
                 trial = f"rate {result.rate:g} seed {result.seed}"
-                bar.write(f"{trial}: dev {main} {100 * value:.1f} at epoch {result.epoch}{odd}")
+                bar.write(f"{trial}: dev {main} {100 * judged(result, main):.1f} at epoch {result.epoch}{odd}")
     return done
 
 
 def judged(result: Result, metric: str) -> float:
     """The dev score that trials are compared by: of the first dev set (MNLI: matched)."""
     return next(iter(result.scores.values()))[metric]
+
+
+def standing(result: Result, metric: str) -> float:
+    """The same, for the choice of model and rate: a trial whose outputs were no numbers is behind all others."""
+    return judged(result, metric) if result.finite else -np.inf
 
 
 def write_summary(
@@ -238,7 +243,7 @@ def write_summary(
     for result in results:
         by_rate[result.rate].append(result)
     numbers = {rate: summary([judged(result, main) for result in found]) for rate, found in by_rate.items()}
-    best = max(numbers, key=lambda rate: numbers[rate]["median"])
+    best = max(by_rate, key=lambda rate: float(np.median([standing(result, main) for result in by_rate[rate]])))
     rule = "the best epoch by dev score" if config.select == "best" else "the last epoch"
     rows = ["| rate | seeds | median | mean | std | 95 % of the median |", "| --- " * 6 + "|"]
     for rate, n in sorted(numbers.items()):

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from absl import flags
 from etils import epath
 
@@ -56,8 +57,10 @@ def nearest_notes(workdir: epath.PathLike, words: Sequence[str], top: int, step:
     for word in words:
         if word not in rows:
             raise ConfigError(f"{word!r} is not among the {len(known):,} rare words of {workdir}")
-        cosine = np.where(written >= 0, table @ table[rows[word]], -1.0)
-        nearest = [i for i in np.argsort(-cosine) if i != rows[word]][:top]
+        if written[rows[word]] < 0:
+            raise ConfigError(f"{word!r}: no note yet; no step up to here met that word")
+        cosine = table @ table[rows[word]]
+        nearest = [i for i in np.argsort(-cosine) if i != rows[word] and written[i] >= 0][:top]
         found.append({"word": word, "nearest": {known[i]: float(cosine[i]) for i in nearest}})
     return found
 
@@ -73,7 +76,7 @@ def quiz(run: Trained, text: str, seed: int = 0) -> list[dict[str, Any]]:
         raise ConfigError(f"--quiz: objective.name={run.config.objective.name!r} sets no questions; mcbert does")
     tokens = jnp.asarray([to_ids(tokenizer, text, max_positions(run.config))])
     batch = {"tokens": tokens, "rows": jnp.zeros(1, jnp.int32)}
-    questions, scores = jax.device_get(objective.quiz(run.params, batch, jax.random.key(seed)))
+    questions, scores = jax.device_get(jax.jit(objective.quiz)(run.params, batch, jax.random.key(seed)))
     chosen = scores.argmax(-1)
     names = [
         [tokenizer.id_to_piece(piece).replace("▁", " ").strip() or "▁" for piece in row]
@@ -105,8 +108,7 @@ def label_rows(model: Finetuned, path: str) -> list[dict[str, Any]]:
     for number, texts, answer, scores in zip(examples.ids, examples.texts, answers, outputs, strict=True):
         row: dict[str, Any] = {"id": number, "text": list(texts)}
         if task.classes:
-            shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-            shown_shares = {name: float(share) for name, share in zip(task.classes, shares, strict=True)}
+            shown_shares = dict(zip(task.classes, scipy.special.softmax(scores).tolist(), strict=True))
             row |= {"label": task.classes[answer], "probabilities": shown_shares}
         else:
             row["score"] = float(answer)
@@ -119,7 +121,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     if rows and "score" in rows[0]:
         print("id\tscore")
         for row in rows:
-            print(f"{cell(row['id'])}\t{row['score']:.4f}")
+            print(f"{cell(row['id'])}\t{row['score']:.7g}")
         return
     print("id\tlabel\tprobability")
     for row in rows:
@@ -143,6 +145,8 @@ def main(argv: Sequence[str]) -> None:
     if (epath.Path(cli.WORKDIR.value) / finetuned.FILE_NAME).exists():
         if len(argv) < 2:
             raise ConfigError("a fine-tuned model labels the rows of a file: predict --workdir … FILE.tsv")
+        if asked := next((flag.name for flag in (EMBED, NOTES, QUIZ, STEP) if flag.value not in (False, None)), ""):
+            raise ConfigError(f"--{asked}: is for the folder of a pre-training run; a fine-tuned model labels rows")
         model = finetuned.load_finetuned(cli.WORKDIR.value)
         for path in argv[1:]:
             if not epath.Path(path).exists():

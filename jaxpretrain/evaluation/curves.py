@@ -109,6 +109,8 @@ def read_curve(workdir: epath.PathLike, metric: str) -> Curve:
     points: list[list[Any]] = [[line.get(name) for name in names] for line in lines]
     points = [point for point in points if all(map(_finite, point)) and min(point[:-1]) >= 0]
     if not points:
+        if any(_finite(line.get(metric)) for line in lines):
+            raise ConfigError(f"{workdir}: --metric={metric} is there only at steps whose cost is unknown (total/…)")
         measured = sorted({name for line in lines for name in line if name.startswith("eval/")})
         there = ", ".join(measured) or "nothing held out yet"
         raise ConfigError(f"{workdir}: --metric={metric} has no value there; measured: {there}")
@@ -271,7 +273,7 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
     configs = [method.configs[0] for method in methods]
     differing, found = _differing(configs), []
     apart = [name for name in differing if name in _OF_HELD_OUT]
-    if apart and metric.startswith("eval/"):
+    if apart and metric.startswith("eval/") and not metric.removeprefix("eval/").startswith(SCORES):
         found.append(
             f"{', '.join(apart)} differ{'s' if len(apart) == 1 else ''} between the methods: their held-out texts, "
             "pieces or masks are not the same, and the values do not compare."

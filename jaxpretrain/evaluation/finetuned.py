@@ -209,7 +209,7 @@ def label(model: Finetuned, examples: Examples) -> np.ndarray:
     """The model's scores for rows, float32 [N, classes], or [N, 1] of a regression."""
     finetuner = model.finetuner
     limit = min(finetuner.config.max_length, max_positions(finetuner.run))
-    buckets = bucketed(examples, model.tokenizer, model.rare, limit, regression=not finetuner.task.classes)
+    buckets = bucketed(examples, model.tokenizer, model.rare, limit, finetuner.task)
     one = Trial(model.params, None, model.notes, *(jnp.zeros(()) for _ in range(3)))
     one = jax.tree.map(lambda x: x[None], one)
     return all_outputs(jax.jit(for_one(finetuner.predict, (0, None, None))), one, buckets)[0]

@@ -77,11 +77,13 @@ class Finetuner:
     @cached_property
     def encoder(self) -> Encoder:
         config = self.config
+        # cuDNN's kernel knows no dropout, and is not mapped over trials where each has a bias of its own.
+        plain = config.attention_dropout or self.run.model.attention == "fused"
         model = replace(
             self.run.model,
             dropout=config.dropout,
             attention_dropout=config.attention_dropout,
-            attention="plain" if config.attention_dropout else self.run.model.attention,
+            attention="plain" if plain else self.run.model.attention,
         )
         return Encoder(model, self.vocab_size, max_positions(self.run))
 
@@ -145,8 +147,7 @@ class Finetuner:
             if self.task.classes:
                 losses = optax.softmax_cross_entropy_with_integer_labels(scores, rows.labels)
             else:
-                mean, deviation = self.task.scale
-                losses = jnp.square(scores[:, 0] - (rows.labels - mean) / deviation)
+                losses = jnp.square(scores[:, 0] - rows.labels)
             return (losses * weights).sum(), (x, occurrences)
 
         grads, (x, occurrences) = jax.grad(loss, has_aux=True)(trial.params)
@@ -229,7 +230,7 @@ class Grid:
             for name, (buckets, examples) in dev.items()
         }
         self._pretrained = jax.device_put((encoder_params, notes), whole)
-        lift = over_trials if self.at_once > 1 else for_one
+        lift = jax.vmap if self.at_once > 1 else for_one
         self._init = jax.jit(lift(finetuner.init, (0, 0, None, None)), out_shardings=self._spread)
         self._step = jax.jit(lift(finetuner.step, (0, None, 0)), out_shardings=self._spread, donate_argnums=0)
         self._predict = jax.jit(lift(finetuner.predict, (0, None, None)))
@@ -270,17 +271,19 @@ class Grid:
                 progress(len(trials))
             outputs = {name: all_outputs(self._predict, state, buckets) for name, (buckets, _) in self._dev.items()}
             judged = next(iter(outputs))
+            sound = np.array([[np.isfinite(x).all() for x in values] for values in outputs.values()]).all(0)
+            finite &= sound
             for i, scores in enumerate(history):
-                finite[i] &= all(np.isfinite(values[i]).all() for values in outputs.values())
                 scores.append(
                     {
-                        name: score(finetuner.task.metrics, predictions(values[i], finetuner.task), labels)
+                        name: score(finetuner.task.metrics, answers(values[i], finetuner.task), labels)
                         for name, values in outputs.items()
                         if (labels := self._dev[name][1].labels) is not None
                     }
                 )
             now = np.array([history[min(i, len(trials) - 1)][-1][judged][main] for i in range(len(filled))])
-            better = (now > best) | (config.select == "last")
+            now = np.where(sound, now, -np.inf)  # no numbers, yet a score: that of always giving the same answer
+            better = (now > best) | (config.select == "last") | (epoch == 0)
             best, epoch_of = np.where(better, now, best), np.where(better, epoch, epoch_of)
             kept = self._better(jax.device_put(better, self._spread), (state.params, state.notes), kept)
         results = [
@@ -331,13 +334,8 @@ def all_outputs(predict: Callable, state: Trial, buckets: list[Bucket]) -> np.nd
     return np.concatenate(parts, axis=1)[:, np.argsort(numbers)].astype(np.float32)
 
 
-def over_trials(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """A function of one trial, for many."""
-    return jax.vmap(function, in_axes)
-
-
 def for_one(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """The same interface for one trial: a batched product of one costs more than a plain one."""
+    """`jax.vmap` over trials, for one: a batched product of one costs more than a plain one."""
 
     def wrapped(*args: Any) -> Any:
         plain = [
@@ -348,18 +346,22 @@ def for_one(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
     return wrapped
 
 
-def predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Scores [N, classes or 1] → classes int32 [N], or numbers float32 [N]; what is not a number counts as 0."""
+def answers(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Scores [N, classes or 1] → classes int32 [N], or numbers [N] as the model learns them; NaN and inf count as 0."""
     outputs = np.nan_to_num(outputs, posinf=0, neginf=0)
-    if task.classes:
-        return outputs.argmax(-1).astype(np.int32)
-    mean, deviation = task.scale
-    return outputs[:, 0] * np.float32(deviation) + np.float32(mean)
+    return outputs.argmax(-1).astype(np.int32) if task.classes else outputs[:, 0]
+
+
+def predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """The same in the unit of the labels: classes int32 [N], or numbers float64 [N]."""
+    found, (mean, deviation) = answers(outputs, task), task.scale
+    return found if task.classes else found.astype(np.float64) * deviation + mean
 
 
 def trials_at_once(config: FinetuneConfig, wanted: int, bytes_per_trial: Callable[[], float]) -> int:
     """How many trials run in one program: all that are wanted, or as many as memory holds."""
-    one_by_one = config.grid == "loop" or (config.grid == "auto" and jax.default_backend() == "cpu")
+    slower = config.grid == "auto" and not config.at_once and jax.default_backend() == "cpu"
+    one_by_one = config.grid == "loop" or slower
     if one_by_one or wanted == 1:
         return 1
     if config.at_once:

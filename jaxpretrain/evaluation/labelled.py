@@ -14,7 +14,7 @@ from flax import struct
 from jaxpretrain.data.rare_words import Finder
 from jaxpretrain.data.text import normalise
 from jaxpretrain.data.tokenizer import CLS, PAD, SEP, Tokenizer
-from jaxpretrain.evaluation.tasks import Examples
+from jaxpretrain.evaluation.tasks import Examples, Task
 
 SHORTEST = 16  # tokens; buckets are this long, twice, four times …
 _FEWEST = 0.05  # a bucket that would hold a smaller share of the examples joins the next longer one
@@ -29,7 +29,7 @@ class Bucket:
         tokens: int32 [N, L], `[CLS] text [SEP]` or `[CLS] first [SEP] second [SEP]`, then [PAD].
         segments: int32 [N, L], 1 at the second text and its [SEP].
         words: int32 [N, L], marks of rare words as `notes.find` reads them.
-        labels: [N], classes or scores; 0 where there are none.
+        labels: [N], classes, or scores by the task's scale; 0 where there are none.
         numbers: int32 [N], of the examples.
     """
 
@@ -43,21 +43,22 @@ class Bucket:
         return len(self.numbers)
 
 
-def bucketed(examples: Examples, tokenizer: Tokenizer, rare: list[str], limit: int, regression: bool) -> list[Bucket]:
+def bucketed(examples: Examples, tokenizer: Tokenizer, rare: list[str], limit: int, task: Task) -> list[Bucket]:
     """The examples in buckets, the shortest first.
 
     Args:
-        examples: of a task.
+        examples: of the task.
         tokenizer: of the model.
         rare: words that have notes, in the order of the rows; empty: none.
         limit: tokens at most. Of two texts the longer is cut until both fit; a rare word cut in two has no marks.
-        regression: labels are numbers, else classes.
+        task: says what labels are.
     """
     finder = Finder(tokenizer, rare)
     encoded = [_encode(texts, finder, tokenizer.lowercase, limit) for texts in examples.texts]
     lengths = np.array([len(tokens) for tokens, _, _ in encoded])
     labels = np.zeros(len(examples)) if examples.labels is None else examples.labels
-    labels = labels.astype(np.float32 if regression else np.int32)
+    mean, deviation = task.scale
+    labels = labels.astype(np.int32) if task.classes else ((labels - mean) / deviation).astype(np.float32)
     buckets, below = [], 0
     for length in bucket_lengths(lengths, limit):
         numbers = np.flatnonzero((below < lengths) & (lengths <= length)).astype(np.int32)

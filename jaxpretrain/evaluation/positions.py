@@ -22,13 +22,13 @@ def position_scores(workdir: epath.PathLike, step: int | None = None) -> tuple[n
     config = config_of(workdir)
     if config.init_from or config.model.position == "absolute":
         return None
-    run = load_run(workdir, step)
+    run, config = load_run(workdir, step), config.model
     found = []
     for params in (init_params(run.config.train.seed, run.objective), run.params):
         terms = run.objective.encoder.position_terms(params["encoder"], max_positions(run.config))
         scores = terms.bias
         if terms.query is not None and terms.key is not None:  # positions that words attend to as well
-            scale = score_scale(run.config.model.position, terms.query.shape[-1])
+            scale = score_scale(config.position, config.hidden // config.heads)
             scores = np.einsum("qhd,khd->hqk", terms.query * scale, terms.key)
         found.append(np.asarray(scores, np.float32))
     return found[0], found[1]

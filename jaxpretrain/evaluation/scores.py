@@ -42,7 +42,8 @@ def _spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 def _constant(values: np.ndarray) -> bool:
     """Whether values differ by rounding at most: GLUE counts such predictions as uncorrelated, not as undefined."""
-    return np.allclose(values, values[0], rtol=1e-12, atol=0)
+    rtol = 1e-12 if values.dtype == np.float64 else 1e-6
+    return np.allclose(values, values[0], rtol=rtol, atol=0)
 
 
 # Predictions and labels, both [rows]: class indices, or scores for the last two. The score is in [-1, 1].

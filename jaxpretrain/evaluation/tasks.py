@@ -50,7 +50,7 @@ class Examples:
 
     ids: list[str]  # of an `index` or `id` column, else row numbers from 0
     texts: list[tuple[str, ...]]
-    labels: np.ndarray | None  # [rows] int32 class indices, or float32 scores; None: unlabelled
+    labels: np.ndarray | None  # [rows] int32 class indices, or float64 scores; None: unlabelled
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -161,7 +161,8 @@ def write_submission(
         values = [task.classes[int(i)] for i in predictions]
     else:
         low, high = task.bounds or (-math.inf, math.inf)
-        values = [f"{min(max(float(score), low), high):.3f}" for score in predictions]
+        digits = ".3f" if task.bounds else ".7g"
+        values = [f"{min(max(float(score), low), high):{digits}}" for score in predictions]
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = [("index", "prediction"), *zip(ids, values, strict=True)]
         file.writelines(f"{cell(index)}\t{cell(value)}\n" for index, value in rows)
@@ -269,7 +270,7 @@ def _tfds_examples(builder: Any, task: Task, split: str, labelled: bool) -> Exam
     features = list(builder.builder_config.text_features)  # in the order of our columns
     # Stored in the order of a hash; `idx` is that of the file.
     records = sorted(builder.as_data_source(split=split), key=lambda record: int(record["idx"]))
-    kind = np.int32 if task.classes else np.float32
+    kind = np.int32 if task.classes else np.float64
     return Examples(
         [str(int(record["idx"])) for record in records],
         [tuple(_text(record[feature]) for feature in features) for record in records],
@@ -297,9 +298,14 @@ def _load_own(files: str, columns: tuple[str, ...], label: str) -> TaskData:
         train, dev = _hold_out(train, task, tables[0].path)
     test = {"test": _examples(tables[2], task, labelled=False)} if len(tables) > 2 else {}
     if not task.classes and train.labels is not None:  # in their thousands a network that starts at 0 never gets there
-        labels = train.labels.astype(np.float64)
-        task = replace(task, scale=(float(labels.mean()), float(labels.std()) or 1.0))
-    return TaskData(task, train, {"dev": dev}, test, tuple(filter(None, map(_swallowed, tables))))
+        task = replace(task, scale=(float(train.labels.mean()), float(train.labels.std()) or 1.0))
+    doubts = [*map(_swallowed, tables), _comma(task)]
+    return TaskData(task, train, {"dev": dev}, test, tuple(filter(None, doubts)))
+
+
+def _comma(task: Task) -> str:
+    found = next((name for name in task.classes if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", name)), "")
+    return found and f"labels such as {found} are taken for classes: numbers of a regression need a point"
 
 
 def _swallowed(table: "_Table") -> str:
@@ -450,7 +456,7 @@ def _examples(table: _Table, task: Task, labelled: bool) -> Examples:
 def _labels(table: _Table, task: Task) -> np.ndarray:
     cells = _label_cells(table, task.label)
     if not task.classes:
-        return np.array([_score(table.path, line, cell, task) for line, cell in cells], np.float32)
+        return np.array([_score(table.path, line, cell, task) for line, cell in cells], np.float64)
     indices = {name: i for i, name in enumerate(task.classes)}
     for line, cell in cells:
         if cell not in indices:

@@ -1,5 +1,6 @@
 """A trained model: read from a run's folder, and put to work on texts."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax import Array
 
-from jaxpretrain.config import Config, max_positions
+from jaxpretrain.config import Config, ConfigError, max_positions
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, Tokenizer
 from jaxpretrain.interop.foreign_tokenizer import load_tokenizer
 from jaxpretrain.objectives import Objective, build
@@ -123,9 +124,19 @@ def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int
     """For each text, for each of its `[MASK]`s: the likeliest pieces and their probabilities.
 
     Of the `top` pieces, those that read alike (a mark with and without a space before it) count as one.
+
+    Raises:
+        ConfigError: a `[MASK]` lies where the text is cut.
     """
     rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     top = min(top, run.tokenizer.vocab_size)
+    for text, row in zip(texts, rows, strict=True):
+        if (kept := row.count(MASK)) < text.count(MASK_TEXT):
+            longest = max_positions(run.config)
+            raise ConfigError(
+                f"{MASK_TEXT} number {kept + 1} lies beyond the {longest} tokens that the model takes: "
+                f"shorten {textwrap.shorten(text, 80, placeholder=' …')!r}"
+            )
     answers: list[list[dict[str, float]]] = []
     for tokens in batches(rows, batch_size, max_positions(run.config)):
         masks = [np.flatnonzero(row == MASK) for row in tokens]

@@ -164,6 +164,10 @@ def test_notes_are_read_where_predict_reads_them(runs):
     assert written.tolist() == 36 * [5] + 4 * [-1]
     [found] = nearest_notes(runs["notes"], ["word9"], top=3)
     assert set(found["nearest"]) == {"word8", "word10", "word11"}
+    [found] = nearest_notes(runs["notes"], ["word9"], top=100)
+    assert set(found["nearest"]) == {*WORDS[:36]} - {"word9"}  # the others were never written
+    with pytest.raises(ConfigError, match=f"'{WORDS[36]}': no note yet"):
+        nearest_notes(runs["notes"], [WORDS[36]], top=3)
     with pytest.raises(ConfigError, match="a run without notes"):
         notes_of_run(runs["slow"])
 

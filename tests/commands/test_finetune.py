@@ -124,6 +124,20 @@ def test_a_line_that_is_no_trial_is_one_that_is_missing(done: Path, tmp_path: Pa
     assert finetuned.read_trials(tmp_path) == finetuned.read_trials(done)  # type: ignore[arg-type]
 
 
+def test_a_trial_without_numbers_is_behind_all_others(config, rows: Path, tmp_path: Path):
+    """Its answer is always the same, which is right for most rows of this table."""
+    table = tmp_path / "rows.tsv"
+    texts = [line.split("\t")[0] for line in rows.read_text().splitlines()[1:101]]
+    lines = [f"{text}\t{'b' if i % 4 == 0 else 'a'}" for i, text in enumerate(texts)]
+    table.write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    asked = replace(config, task=f"tsv:{table}", learning_rates=(1e30, 1e-5), seeds=1, epochs=1)
+    rate = finetune(asked, load(asked.task), tmp_path / "out")["eval/glue_rate/rows"]
+    assert [line["finite"] for line in lines_of(tmp_path / "out")] == [False, True]
+    assert rate == json.loads((tmp_path / "out" / "summary.json").read_text())["best_rate"] == 1e-5
+    answers = label_rows(load_finetuned(tmp_path / "out"), str(table))
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
+
+
 def test_the_best_model_labels_rows(done: Path, rows: Path, tmp_path: Path):
     model = load_finetuned(done)
     answers = label_rows(model, str(rows))
@@ -172,6 +186,10 @@ def test_the_commands(command, run, done: Path, finished: Path, rows: Path, tmp_
     assert probes == told
     [folder] = (source / "finetuned").iterdir()
     assert folder.name == "rows-max_length=16-epochs=1"
+    assert (
+        "--step: is for the folder of a pre-training run"
+        in run(command("predict", "--workdir", done, "--step=10", rows)).error()
+    )
     end = run(command("predict", "--workdir", done, rows))
     assert end.code == 0, end.err
     table = [line.split("\t") for line in end.out.splitlines()]
@@ -271,6 +289,8 @@ def test_a_damaged_folder(done: Path, tmp_path: Path):
         ("seeds", 0),
         ("learning_rates", ()),
         ("learning_rates", (1e-3, 1e-3)),
+        ("learning_rates", (float("inf"),)),
+        ("learning_rates", (1e-3, "x")),
         ("warmup", 1.0),
         ("grid", "x"),
     ],

@@ -293,6 +293,8 @@ def test_what_does_not_compare_is_said(tmp_path: Path):
     third = write_run(tmp_path / "third", curve_of(STEPS, LINEAR), train__steps=2000, objective__name="mcbert")
     assert curves.caveats(curves.read_methods([one], LOSS), LOSS) == []
     assert "data.vocab_size" in curves.caveats(curves.read_methods([one, other], LOSS), LOSS)[0]
+    of_task = curves.caveats(curves.read_methods([one, other], LOSS), "eval/glue/MRPC")  # its rows are GLUE's own
+    assert not any("do not compare" in said for said in of_task)
     assert "second network" in curves.caveats(curves.read_methods([one, third], LOSS), LOSS)[0]
     went_on = write_run(tmp_path / "went on", curve_of(STEPS, LINEAR - 9), train__steps=2000, init_from=one)
     found = curves.caveats(curves.read_methods([one, went_on], LOSS), LOSS)

@@ -54,6 +54,16 @@ def test_before_and_after(position: str, tmp_path: Path):
     assert not np.allclose(*found)
 
 
+def test_however_the_attention_is_computed(tmp_path: Path):
+    found = []
+    for attention in ("plain", "blockwise"):
+        (tmp_path / attention).mkdir()
+        model = replace(sized("tiny").model, position="tupe_a", attention=attention)
+        run_of("tupe_a", tmp_path / attention, model=model)
+        found.append(position_scores(tmp_path / attention))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_none_where_there_is_none(tmp_path: Path):
     (tmp_path / "a").mkdir()
     run_of("absolute", tmp_path / "a")

@@ -81,6 +81,8 @@ def test_constants_are_uncorrelated(name: str, constant: float):
 def test_rounding_is_not_variation():
     nearly = 2.7 + np.arange(5) * 1e-15
     assert score(("pearson", "spearman"), nearly, np.arange(5)) == {"pearson": 0.0, "spearman": 0.0}
+    nearly = np.float32(3) + np.array([0, 0, 1, 1, 0], np.float32) * np.spacing(np.float32(3))
+    assert score(("pearson", "spearman"), nearly, np.arange(5)) == {"pearson": 0.0, "spearman": 0.0}
     assert score(("pearson",), 2.7 + np.arange(5) * 1e-6, np.arange(5))["pearson"] == pytest.approx(1)
 
 

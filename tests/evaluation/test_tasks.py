@@ -123,7 +123,7 @@ def test_glue_files(glue: Path, name: str, train: list, dev: list, test: list | 
     assert {split: rows_of(examples) for split, examples in data.dev.items()} == {"dev": dev}
     assert {split: rows_of(examples) for split, examples in data.test.items()} == ({"test": test} if test else {})
     assert data.train.labels is not None
-    assert data.train.labels.dtype == (np.float32 if name == "STS-B" else np.int32)
+    assert data.train.labels.dtype == (np.float64 if name == "STS-B" else np.int32)
 
 
 def test_mnli_has_two_dev_splits_and_the_diagnostic_one(glue: Path):
@@ -382,7 +382,7 @@ def test_regression(tmp_path: Path):
     assert own(tmp_path, "text\tscore\tlabel\na\t1\tx\nb\t2\ty\n")[0].classes == ("x", "y")
     data = load(f"tsv:{tmp_path}/own.tsv,{tmp_path}/own.tsv", label="score")
     assert data.train.labels is not None
-    assert data.train.labels.dtype == np.float32
+    assert data.train.labels.dtype == np.float64
 
 
 @pytest.mark.parametrize(
@@ -599,6 +599,12 @@ def test_a_quote_that_swallows_rows_is_doubted(tmp_path: Path):
     assert load(write(tmp_path / "own.tsv", 'text\tlabel\n"a\tb"\t1\n"c\nd"\t0\n')).warnings == ()
 
 
+def test_numbers_with_a_comma_are_doubted(tmp_path: Path):
+    data = load(write(tmp_path / "own.tsv", "text\tlabel\na\t1,5\nb\t2,5\nc\t3\n"))
+    assert data.task.classes == ("1,5", "2,5", "3")
+    assert [said.split(":")[0] for said in data.warnings] == ["labels such as 1,5 are taken for classes"]
+
+
 def test_own_tasks_may_be_called_as_those_of_glue(tmp_path: Path):
     content = "text\tlabel\na\t1\nb\t0\n"
     for name in ("MNLI.tsv", "other.tsv"):
@@ -614,7 +620,7 @@ def test_submissions_of_own_tasks(tmp_path: Path):
     with path.open(newline="") as file:
         assert list(csv.reader(file, "excel-tab")) == [["index", "prediction"], ['x"', "a\tb"], ["y\rz", "c"]]
     path = write_submission(tmp_path, Task("mine", ("text",), "score", (), ("pearson",)), "test", ["x"], [-7.25])
-    assert path.read_text() == "index\tprediction\nx\t-7.250\n"
+    assert path.read_text() == "index\tprediction\nx\t-7.25\n"
     with pytest.raises(ValueError, match="shorter"):
         write_submission(tmp_path, task, "test", ["x", "y"], np.array([0]))
 
