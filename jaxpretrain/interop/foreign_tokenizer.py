@@ -188,7 +188,8 @@ def of_wordpiece(folder: Path, rows: int) -> Vocabulary:
         values = read_json(folder / FILE_NAME)
         model, normalizer = values.get("model") or {}, values.get("normalizer") or {}
         cut = values.get("pre_tokenizer") or {}
-        kinds = model.get("type"), normalizer.get("type"), cut.get("type")
+        untyped = "WordPiece" if "max_input_chars_per_word" in model else None  # bert-base-uncased's own file
+        kinds = model.get("type", untyped), normalizer.get("type"), cut.get("type")
         if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer"):
             raise ConfigError(f"{folder / FILE_NAME}: is a tokenizer of another kind than BERT's: {kinds}")
         vocab: dict[str, int] = dict(model["vocab"])

@@ -147,6 +147,18 @@ def test_a_tokenizer_json_is_read_like_the_older_files(bert: Path, tmp_path: Pat
     assert old["pre_tokenizer"] == new["pre_tokenizer"]
 
 
+def test_a_tokenizer_json_whose_model_names_no_type(bert: Path, tmp_path: Path) -> None:
+    """As in the published bert-base-uncased."""
+    values = json.loads(wordpiece())
+    (bert / "tokenizer.json").write_text(json.dumps(values))
+    from_huggingface(bert, tmp_path / "typed")
+    del values["model"]["type"]
+    (bert / "tokenizer.json").write_text(json.dumps(values))
+    from_huggingface(bert, tmp_path / "run")
+    typed, untyped = ((tmp_path / name / "tokenizer.json").read_text() for name in ("typed", "run"))
+    assert typed == untyped
+
+
 def test_masks_are_filled_as_by_transformers(bert: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason=TORCH)
     transformers = pytest.importorskip("transformers", reason=TORCH)
