@@ -340,4 +340,4 @@ def test_nothing_is_overwritten(make_run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty"):
         export(run, workdir, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
