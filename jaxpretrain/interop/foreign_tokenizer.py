@@ -18,6 +18,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.data.text import SPACE
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, SPECIAL_PIECES, UNK, Tokenizer
+from jaxpretrain.interop.folders import write_json
 
 FILE_NAME = "tokenizer.json"
 NEW_ROW = -1  # in an order: a piece that the foreign vocabulary has not
@@ -70,7 +71,7 @@ class ForeignTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json`, all that `load` needs, and returns its path."""
         path = Path(folder) / FILE_NAME
-        path.write_text(json.dumps(self.values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, self.values)
         return path
 
     @property

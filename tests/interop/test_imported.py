@@ -17,7 +17,7 @@ import jaxpretrain
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_PIECES, UNK
 from jaxpretrain.evaluation.trained import embed, load_run, to_ids
-from jaxpretrain.interop import fairseq, foreign_tokenizer
+from jaxpretrain.interop import fairseq, foreign_tokenizer, imported
 from jaxpretrain.interop.export import export
 from jaxpretrain.interop.imported import from_huggingface, from_official, write_run
 from jaxpretrain.interop.serving import serve
@@ -459,6 +459,21 @@ def test_a_folder_with_something_in_it_is_left_alone(make_run, bert: Path, tmp_p
     with pytest.raises(ConfigError, match="is not empty"):
         from_huggingface(bert, workdir)
     assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_an_import_is_there_whole_or_not_at_all(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, values: dict[str, Any]) -> None:
+        assert sorted(other.name for other in path.parent.iterdir()) == ["checkpoints", "config.json"]
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imported, "write_json", full)
+        with pytest.raises(OSError, match="no space left"):
+            from_huggingface(bert, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+    from_huggingface(bert, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoints", "config.json", "tokenizer.json"]
 
 
 def test_parameters_that_do_not_fit_are_named(make_run, tmp_path: Path) -> None:
