@@ -425,7 +425,7 @@ def test_a_config_that_does_not_fit_its_checkpoint(make_run) -> None:
     values = json.loads((workdir / "config.json").read_text())
     values["model"]["layers"] += 1
     (workdir / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match=r"do not fit the checkpoint of step 0: parameter encoder/layers/\S+ is \(1,"):
+    with pytest.raises(ConfigError, match=r"do not fit the checkpoint of step 0: parameter encoder/layers/\S+ is \(2,"):
         load_run(workdir)
 
 
