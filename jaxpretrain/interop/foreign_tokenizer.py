@@ -171,7 +171,9 @@ def _of_folder(folder: Path, rows: int) -> Vocabulary:
         raise ConfigError(f"{path}: has {len(pieces)} pieces, and the model has {rows}")
     if isinstance(vocab, dict):
         check_rows(vocab, rows, str(path))
-    return Vocabulary(values | {"added_tokens": [], "post_processor": None}, np.arange(rows))
+    # Truncation and padding, which transformers may have saved as last used, are left out with the special pieces.
+    steps = (values.get(name) for name in ("normalizer", "pre_tokenizer", "decoder"))
+    return Vocabulary(fast(model, *steps), np.arange(rows))
 
 
 def of_wordpiece(folder: Path, rows: int) -> Vocabulary:

@@ -206,6 +206,22 @@ def test_our_own_export_comes_back(exported, tmp_path: Path) -> None:
     np.testing.assert_allclose(there, here, atol=1e-5)
 
 
+def test_what_an_export_was_last_used_with_is_left_behind(exported, tmp_path: Path) -> None:
+    """transformers saves the truncation and the padding of its last call in the tokenizer's file."""
+    run, folder = exported()
+    values = json.loads((folder / "tokenizer.json").read_text())
+    padding = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    padding["pad_to_multiple_of"] = None
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"truncation": cut, "padding": padding}))
+    found = foreign_tokenizer.of_folder(tmp_path, run.tokenizer.vocab_size).values
+    assert found == values | {"added_tokens": [], "post_processor": None}
+    pytest.importorskip("tokenizers", reason=TOKENIZERS)
+    tokenizer = foreign_tokenizer.ForeignTokenizer(found)
+    for text in ("fox", "the quick brown fox jumps over the lazy dog"):
+        assert tokenizer.encode(text).tolist() == run.tokenizer.encode(text).tolist()
+
+
 def test_electra_needs_both_networks(electra: tuple[Path, Path], tmp_path: Path) -> None:
     config = from_huggingface(electra[0], tmp_path / "run", electra[1])
     assert (config.objective.name, config.objective.divider) == ("electra", config.model.hidden // 32 or 1)
