@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.text import LONGEST_WORD, SPACE
 from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_PIECES, UNK, Tokenizer
-from jaxpretrain.interop.foreign_tokenizer import ForeignTokenizer
+from jaxpretrain.interop.foreign_tokenizer import ForeignTokenizer, fast
 
 # `<neither>` is a piece like any other there: a text that names it must not become it.
 NAMES = {PAD: "pad_token", UNK: "unk_token", CLS: "cls_token", SEP: "sep_token", MASK: "mask_token"}
@@ -20,26 +20,19 @@ INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Cs}]&&[^\t-\r\x{85}]]"
 WORDS = rf" ?[^\s\p{{P}}\p{{S}}]{{1,{LONGEST_WORD}}}| ?[\p{{P}}\p{{S}}]"
 
 
-def tokenizer_json(tokenizer: Tokenizer | ForeignTokenizer) -> dict[str, Any]:
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`.
 
     Raises:
         ConfigError: the SentencePiece model has pieces of a kind that a fast tokenizer has not.
     """
+    ours = {"added_tokens": [added_token(i) for i in NAMES], "post_processor": post_processor()}
     if isinstance(tokenizer, ForeignTokenizer):
-        added = [added_token(i) for i in NAMES]
-        return tokenizer.values | {"added_tokens": added, "post_processor": post_processor()}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(i) for i in NAMES],
-        "normalizer": {"type": "Sequence", "normalizers": normalizers(tokenizer.lowercase)},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers()},
-        "post_processor": post_processor(),
-        "decoder": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False},
-        "model": model(tokenizer),
-    }
+        return tokenizer.values | ours
+    normalizer = {"type": "Sequence", "normalizers": normalizers(tokenizer.lowercase)}
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": pre_tokenizers()}
+    decoder = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
+    return fast(model(tokenizer), normalizer, pre_tokenizer, decoder) | ours
 
 
 def tokenizer_config(longest: int, segments: bool) -> dict[str, Any]:

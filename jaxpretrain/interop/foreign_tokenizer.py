@@ -6,7 +6,6 @@ in their own order; `order` says which row of the model's tables goes where.
 
 import importlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,8 @@ class Vocabulary:
     order: np.ndarray
 
 
-class ForeignTokenizer:
-    """What `data.tokenizer.Tokenizer` does, by the rules of another library."""
+class ForeignTokenizer(Tokenizer):
+    """Text to ids and back, by the rules of another library."""
 
     def __init__(self, values: dict[str, Any]):
         """Takes the content of a `tokenizer.json`.
@@ -84,10 +83,6 @@ class ForeignTokenizer:
         valid = text.encode("utf-8", "ignore").decode("utf-8")  # lone surrogates, which the library cannot take
         return np.array(self._runtime.encode(valid, add_special_tokens=False).ids, np.int32)
 
-    def encode_normal(self, normal: str) -> np.ndarray:
-        """The same: the normal form is this tokenizer's own affair."""
-        return self.encode(normal)
-
     def encode_chunks(self, chunks: list[str]) -> list[bytes]:
         """Ids of each of the parts between the spaces of a text, as the bytes of int32."""
         return [self.encode(chunk).tobytes() for chunk in chunks]
@@ -95,16 +90,6 @@ class ForeignTokenizer:
     def pieces_in(self, word: str) -> int:
         """Number of pieces of a word."""
         return len(self.encode(word.replace(SPACE, " ")))
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of ids. [UNK] and [MASK] are written out, the other special pieces left out."""
-        shown = []
-        for i in map(int, ids):
-            if i in (UNK, MASK):
-                shown.append(SPACE + SPECIAL_PIECES[i])
-            elif not self.is_special(i):
-                shown.append(self.id_to_piece(i))
-        return "".join(shown).replace(SPACE, " ").strip()
 
     def id_to_piece(self, piece_id: int) -> str:
         """The piece as ours are written: "▁" for a space before it, nothing where it goes on inside a word."""
@@ -114,10 +99,6 @@ class ForeignTokenizer:
         if self._inside and piece.startswith(self._inside):
             return piece.removeprefix(self._inside)
         return SPACE + piece
-
-    def is_special(self, piece_id: int) -> bool:
-        """Whether an id is one of `SPECIAL_PIECES`."""
-        return 0 <= piece_id < len(SPECIAL_PIECES)
 
 
 def is_lowercase(values: dict[str, Any]) -> bool:
@@ -134,10 +115,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
         ConfigError: it is missing or damaged, or needs a library that is not installed.
     """
     path = epath.Path(workdir) / FILE_NAME
-    if not path.exists():
-        return Tokenizer.load(workdir)
-    foreign: Any = ForeignTokenizer(read_json(path))  # in a Tokenizer's place: it does what that does
-    return foreign
+    return ForeignTokenizer(read_json(path)) if path.exists() else Tokenizer.load(workdir)
 
 
 def of_folder(folder: Path, rows: int) -> Vocabulary:
