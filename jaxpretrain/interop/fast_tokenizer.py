@@ -4,6 +4,7 @@ The rules of `data/text.py` become normalizers and pre-tokenizers; the SentenceP
 model over the same pieces with the same ids. Where the two still differ: docs/interchange.md.
 """
 
+import unicodedata
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
@@ -18,6 +19,11 @@ NAMES = {PAD: "pad_token", UNK: "unk_token", CLS: "cls_token", SEP: "sep_token",
 
 INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Cs}]&&[^\t-\r\x{85}]]"
 WORDS = rf" ?[^\s\p{{P}}\p{{S}}]{{1,{LONGEST_WORD}}}| ?[\p{{P}}\p{{S}}]"
+
+# Characters with compatibility forms that the library's NFKC tables are too old to know, up to Unicode 17: one, or the
+# first and the last of a range.
+LATER_FORMS = ("\u32ff", "\ua7f1\ua7f4", "\uab69", "\U00010781\U000107ba", "\U0001ccd6\U0001ccf9")
+LATER_FORMS += ("\U0001e030\U0001e06d", "\U0001f16c", "\U0001fbf0\U0001fbf9")
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -69,8 +75,11 @@ def added_token(piece: int) -> dict[str, Any]:
 
 def normalizers(lowercase: bool) -> list[dict[str, Any]]:
     """`text.normalise`, and the space that `text.words` puts before the first word."""
+    later = (chr(code) for span in LATER_FORMS for code in range(ord(span[0]), ord(span[-1]) + 1))
+    forms = ((character, unicodedata.normalize("NFKC", character)) for character in later)
     return [
         replace({"Regex": INVISIBLE}, ""),
+        *(replace({"String": character}, form) for character, form in forms if form != character),
         {"type": "NFKC"},
         *([replace({"String": "Σ"}, "σ"), {"type": "Lowercase"}, {"type": "NFKC"}] if lowercase else []),
         replace({"String": SPACE}, "_"),
