@@ -22,6 +22,7 @@ NOTES = (
     "| notes | trained with TNF (arXiv 2008.01466). The notes are not part of this model: "
     "its scores are those called `without_notes` |"
 )
+OF_TASKS = ("eval/glue/", "eval/glue_rate/", "eval/probe/")  # `finetune --every` writes them beside the run's own
 ROLES = {
     "": "the encoder",
     "discriminator": "the encoder: tells which tokens were replaced",
@@ -116,4 +117,4 @@ def scores(workdir: str | Path, step: int) -> list[str]:
 
 def is_score(name: str) -> bool:
     """Whether a metric is of the held-out text."""
-    return name.startswith("eval/")
+    return name.startswith("eval/") and not name.startswith(OF_TASKS)
