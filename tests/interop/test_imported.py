@@ -20,6 +20,7 @@ from jaxpretrain.evaluation.trained import embed, load_run, to_ids
 from jaxpretrain.interop import fairseq, foreign_tokenizer, imported
 from jaxpretrain.interop.export import export
 from jaxpretrain.interop.imported import from_huggingface, from_official, write_run
+from jaxpretrain.interop.model_card import model_card
 from jaxpretrain.interop.serving import serve
 
 FIXTURES = Path(__file__).parents[1] / "parity"
@@ -190,6 +191,16 @@ def test_an_imported_model_can_be_exported_again(bert: Path, tmp_path: Path) -> 
     tokens = jnp.asarray([to_ids(run.tokenizer, TEXTS[0], 32)])
     here, there = (jax.jit(r.objective.fill)(r.params, tokens, jnp.asarray([[1]])) for r in (run, again))
     np.testing.assert_allclose(here, there, atol=1e-5)
+
+
+def test_the_model_card_claims_nothing_of_an_imported_model(bert: Path, tmp_path: Path) -> None:
+    config = from_huggingface(bert, tmp_path / "run")
+    card = model_card(config, tmp_path / "run", 0, [("", "BertForMaskedLM", "AutoModelForMaskedLM")])
+    assert "# bert\n\nA text encoder trained elsewhere and converted by jaxpretrain." in card
+    assert "| data and training | not known; text is lower-cased |" in card
+    assert not [
+        word for word in ("pre-trained with", "steps", "trained on", "imported", "learning_rate") if word in card
+    ]
 
 
 def test_our_own_export_comes_back(exported, tmp_path: Path) -> None:
