@@ -51,16 +51,17 @@ def from_huggingface(folder: str | Path, workdir: str | Path, generator: str | P
         ConfigError: one line that names the file and what is wrong in it.
     """
     folder = Path(os.path.expanduser(folder))
-    kind = huggingface.architecture(read_json(folder / "config.json"))
     model, params = huggingface.load(folder)
+    kind = huggingface.architecture(read_json(folder / "config.json"))
     config = imported_config(folder.resolve().name, model)
     if kind == huggingface.DISCRIMINATOR:
         other = Path(os.path.expanduser(generator)) if generator else folder.resolve().parent / "generator"
         if not (other / "config.json").exists():
             raise ConfigError(f"{folder}: is a discriminator; give its generator too, with --generator")
+        network = huggingface.load(other)
         if huggingface.architecture(read_json(other / "config.json")) != huggingface.GENERATOR:
             raise ConfigError(f"{other}: is no generator")
-        params = with_generator(config, params, *huggingface.load(other), where=str(other))
+        params = with_generator(config, params, *network, where=str(other))
     vocabulary = of_folder(folder, len(params["encoder"]["embedder"]["tokens"]))
     write(config, params, vocabulary, workdir)
     return config
@@ -82,6 +83,9 @@ def with_generator(config: Config, params: Params, model: ModelConfig, generator
             raise ConfigError(
                 f"{where}: has {name} {found}; the discriminator's {config.objective.divider}th is {wanted}"
             )
+    wanted, found = config.model.layer_norm_eps, model.layer_norm_eps
+    if wanted != found:
+        raise ConfigError(f"{where}: has layer_norm_eps {found}, the discriminator {wanted}; a run has one for both")
     tables, embedder = params["encoder"]["embedder"], dict(generator["encoder"]["embedder"])
     for name in SHARED:
         if not np.array_equal(tables[name], embedder.pop(name)):

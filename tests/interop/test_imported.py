@@ -260,6 +260,17 @@ def test_electra_needs_both_networks(electra: tuple[Path, Path], tmp_path: Path)
         from_huggingface(electra[0], tmp_path / "no", tmp_path / "elsewhere")
 
 
+def test_a_generator_with_another_epsilon(electra: tuple[Path, Path], tmp_path: Path) -> None:
+    path = electra[1] / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"layer_norm_eps": 1e-5}))
+    with pytest.raises(ConfigError, match="generator: has layer_norm_eps 1e-05, the discriminator 1e-12; a run has"):
+        from_huggingface(electra[0], tmp_path / "run")
+    path.write_text(json.dumps(values | {"architectures": []}))
+    with pytest.raises(ConfigError, match=r"generator: architectures=\[\]: must be one of"):
+        from_huggingface(electra[0], tmp_path / "run")
+
+
 def test_an_older_weights_file(bert: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason=TORCH)
     import safetensors.torch
