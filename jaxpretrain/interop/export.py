@@ -5,10 +5,6 @@ Absolute positions are stock BERT and ELECTRA, without any code of ours. The oth
 """
 
 import importlib.resources
-import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +12,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from jaxpretrain.config import Config, ConfigError, ModelConfig, max_positions, narrowed, to_dict
+from jaxpretrain.config import Config, ModelConfig, max_positions, narrowed, to_dict
 from jaxpretrain.data.tokenizer import PAD, Tokenizer
 from jaxpretrain.evaluation.trained import Trained
 from jaxpretrain.interop.fast_tokenizer import special_tokens_map, tokenizer_config, tokenizer_json
+from jaxpretrain.interop.folders import write_json, written_whole
 from jaxpretrain.interop.huggingface import BERT, DISCRIMINATOR, GENERATOR
 from jaxpretrain.interop.model_card import model_card
 from jaxpretrain.interop.weights import Params, State, joined, put, put_dense, put_layers, put_norm
@@ -92,28 +89,6 @@ def export(run: Trained, workdir: str | Path, folder: str | Path) -> list[Networ
         (partial / "README.md").write_text(text, encoding="utf-8")
         write_json(partial / "jaxpretrain.json", to_dict(run.config))
     return found
-
-
-@contextmanager
-def written_whole(folder: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` at the end and vanishes if something fails.
-
-    Raises:
-        ConfigError: `folder` holds something.
-    """
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not empty; give a new folder")
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def networks(run: Trained) -> list[Network]:
@@ -280,8 +255,3 @@ def ours(network: Network) -> State:
         put_norm(state, "head.norm", head["norm"])
         put(state, "head.bias", head["bias"])
     return state
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes an object, characters as they are."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

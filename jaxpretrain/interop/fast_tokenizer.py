@@ -4,6 +4,7 @@ The rules of `data/text.py` become normalizers and pre-tokenizers; the SentenceP
 model over the same pieces with the same ids. Where the two still differ: docs/interchange.md.
 """
 
+import unicodedata
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
@@ -11,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.text import LONGEST_WORD, SPACE
 from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_PIECES, UNK, Tokenizer
-from jaxpretrain.interop.foreign_tokenizer import ForeignTokenizer
+from jaxpretrain.interop.foreign_tokenizer import ForeignTokenizer, fast
 
 # `<neither>` is a piece like any other there: a text that names it must not become it.
 NAMES = {PAD: "pad_token", UNK: "unk_token", CLS: "cls_token", SEP: "sep_token", MASK: "mask_token"}
@@ -19,27 +20,25 @@ NAMES = {PAD: "pad_token", UNK: "unk_token", CLS: "cls_token", SEP: "sep_token",
 INVISIBLE = r"[[\p{Cc}\p{Cf}\p{Cs}]&&[^\t-\r\x{85}]]"
 WORDS = rf" ?[^\s\p{{P}}\p{{S}}]{{1,{LONGEST_WORD}}}| ?[\p{{P}}\p{{S}}]"
 
+# Characters with compatibility forms that the library's NFKC tables are too old to know, up to Unicode 17: one, or the
+# first and the last of a range.
+LATER_FORMS = ("\u32ff", "\ua7f1\ua7f4", "\uab69", "\U00010781\U000107ba", "\U0001ccd6\U0001ccf9")
+LATER_FORMS += ("\U0001e030\U0001e06d", "\U0001f16c", "\U0001fbf0\U0001fbf9")
 
-def tokenizer_json(tokenizer: Tokenizer | ForeignTokenizer) -> dict[str, Any]:
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of `tokenizer.json`.
 
     Raises:
         ConfigError: the SentencePiece model has pieces of a kind that a fast tokenizer has not.
     """
+    ours = {"added_tokens": [added_token(i) for i in NAMES], "post_processor": post_processor()}
     if isinstance(tokenizer, ForeignTokenizer):
-        added = [added_token(i) for i in NAMES]
-        return tokenizer.values | {"added_tokens": added, "post_processor": post_processor()}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(i) for i in NAMES],
-        "normalizer": {"type": "Sequence", "normalizers": normalizers(tokenizer.lowercase)},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers()},
-        "post_processor": post_processor(),
-        "decoder": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False},
-        "model": model(tokenizer),
-    }
+        return tokenizer.values | ours
+    normalizer = {"type": "Sequence", "normalizers": normalizers(tokenizer.lowercase)}
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": pre_tokenizers()}
+    decoder = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
+    return fast(model(tokenizer), normalizer, pre_tokenizer, decoder) | ours
 
 
 def tokenizer_config(longest: int, segments: bool) -> dict[str, Any]:
@@ -76,8 +75,11 @@ def added_token(piece: int) -> dict[str, Any]:
 
 def normalizers(lowercase: bool) -> list[dict[str, Any]]:
     """`text.normalise`, and the space that `text.words` puts before the first word."""
+    later = (chr(code) for span in LATER_FORMS for code in range(ord(span[0]), ord(span[-1]) + 1))
+    forms = ((character, unicodedata.normalize("NFKC", character)) for character in later)
     return [
         replace({"Regex": INVISIBLE}, ""),
+        *(replace({"String": character}, form) for character, form in forms if form != character),
         {"type": "NFKC"},
         *([replace({"String": "Σ"}, "σ"), {"type": "Lowercase"}, {"type": "NFKC"}] if lowercase else []),
         replace({"String": SPACE}, "_"),

@@ -6,7 +6,6 @@ in their own order; `order` says which row of the model's tables goes where.
 
 import importlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.files import check_file
 from jaxpretrain.data.text import SPACE
 from jaxpretrain.data.tokenizer import CLS, MASK, NEITHER, PAD, SEP, SPECIAL_PIECES, UNK, Tokenizer
+from jaxpretrain.interop.folders import write_json
 
 FILE_NAME = "tokenizer.json"
 NEW_ROW = -1  # in an order: a piece that the foreign vocabulary has not
@@ -40,8 +40,8 @@ class Vocabulary:
     order: np.ndarray
 
 
-class ForeignTokenizer:
-    """What `data.tokenizer.Tokenizer` does, by the rules of another library."""
+class ForeignTokenizer(Tokenizer):
+    """Text to ids and back, by the rules of another library."""
 
     def __init__(self, values: dict[str, Any]):
         """Takes the content of a `tokenizer.json`.
@@ -70,7 +70,7 @@ class ForeignTokenizer:
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json`, all that `load` needs, and returns its path."""
         path = Path(folder) / FILE_NAME
-        path.write_text(json.dumps(self.values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, self.values)
         return path
 
     @property
@@ -83,10 +83,6 @@ class ForeignTokenizer:
         valid = text.encode("utf-8", "ignore").decode("utf-8")  # lone surrogates, which the library cannot take
         return np.array(self._runtime.encode(valid, add_special_tokens=False).ids, np.int32)
 
-    def encode_normal(self, normal: str) -> np.ndarray:
-        """The same: the normal form is this tokenizer's own affair."""
-        return self.encode(normal)
-
     def encode_chunks(self, chunks: list[str]) -> list[bytes]:
         """Ids of each of the parts between the spaces of a text, as the bytes of int32."""
         return [self.encode(chunk).tobytes() for chunk in chunks]
@@ -94,16 +90,6 @@ class ForeignTokenizer:
     def pieces_in(self, word: str) -> int:
         """Number of pieces of a word."""
         return len(self.encode(word.replace(SPACE, " ")))
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of ids. [UNK] and [MASK] are written out, the other special pieces left out."""
-        shown = []
-        for i in map(int, ids):
-            if i in (UNK, MASK):
-                shown.append(SPACE + SPECIAL_PIECES[i])
-            elif not self.is_special(i):
-                shown.append(self.id_to_piece(i))
-        return "".join(shown).replace(SPACE, " ").strip()
 
     def id_to_piece(self, piece_id: int) -> str:
         """The piece as ours are written: "▁" for a space before it, nothing where it goes on inside a word."""
@@ -113,10 +99,6 @@ class ForeignTokenizer:
         if self._inside and piece.startswith(self._inside):
             return piece.removeprefix(self._inside)
         return SPACE + piece
-
-    def is_special(self, piece_id: int) -> bool:
-        """Whether an id is one of `SPECIAL_PIECES`."""
-        return 0 <= piece_id < len(SPECIAL_PIECES)
 
 
 def is_lowercase(values: dict[str, Any]) -> bool:
@@ -133,10 +115,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
         ConfigError: it is missing or damaged, or needs a library that is not installed.
     """
     path = epath.Path(workdir) / FILE_NAME
-    if not path.exists():
-        return Tokenizer.load(workdir)
-    foreign: Any = ForeignTokenizer(read_json(path))  # in a Tokenizer's place: it does what that does
-    return foreign
+    return ForeignTokenizer(read_json(path)) if path.exists() else Tokenizer.load(workdir)
 
 
 def of_folder(folder: Path, rows: int) -> Vocabulary:
@@ -170,7 +149,9 @@ def _of_folder(folder: Path, rows: int) -> Vocabulary:
         raise ConfigError(f"{path}: has {len(pieces)} pieces, and the model has {rows}")
     if isinstance(vocab, dict):
         check_rows(vocab, rows, str(path))
-    return Vocabulary(values | {"added_tokens": [], "post_processor": None}, np.arange(rows))
+    # Truncation and padding, which transformers may have saved as last used, are left out with the special pieces.
+    steps = (values.get(name) for name in ("normalizer", "pre_tokenizer", "decoder"))
+    return Vocabulary(fast(model, *steps), np.arange(rows))
 
 
 def of_wordpiece(folder: Path, rows: int) -> Vocabulary:
@@ -188,7 +169,8 @@ def of_wordpiece(folder: Path, rows: int) -> Vocabulary:
         values = read_json(folder / FILE_NAME)
         model, normalizer = values.get("model") or {}, values.get("normalizer") or {}
         cut = values.get("pre_tokenizer") or {}
-        kinds = model.get("type"), normalizer.get("type"), cut.get("type")
+        untyped = "WordPiece" if "max_input_chars_per_word" in model else None  # bert-base-uncased's own file
+        kinds = model.get("type", untyped), normalizer.get("type"), cut.get("type")
         if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer"):
             raise ConfigError(f"{folder / FILE_NAME}: is a tokenizer of another kind than BERT's: {kinds}")
         vocab: dict[str, int] = dict(model["vocab"])

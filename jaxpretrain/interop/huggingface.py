@@ -62,9 +62,13 @@ def architecture(values: dict[str, Any]) -> str:
     for name in (BERT, GENERATOR, DISCRIMINATOR):
         if names == [name]:
             return name
-    if names == [BERT_WITH_PAIRS]:
+    unnamed = not names and values.get("model_type") == "bert"  # as in Google's small ones; the weights will tell
+    if unnamed or names == [BERT_WITH_PAIRS]:
         return BERT
-    raise ConfigError(f"architectures={names!r}: must be one of {BERT}, {GENERATOR}, {DISCRIMINATOR}")
+    raise ConfigError(
+        f"architectures={names!r}: must be one of {BERT}, {GENERATOR}, {DISCRIMINATOR}, in brackets; "
+        "where config.json has none, write there which it is"
+    )
 
 
 def from_state(values: dict[str, Any], weights: dict[str, np.ndarray]) -> tuple[ModelConfig, Params]:
@@ -128,6 +132,7 @@ def model_config(values: dict[str, Any]) -> ModelConfig:
     def positive(name: str) -> float:
         return number(name, lambda x: x > 0, "a number above 0")
 
+    values = {"layer_norm_eps": 1e-12} | values  # what transformers takes for it where older files have none
     fixed = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
     for name, allowed in fixed.items():
         if values.get(name, allowed) != allowed:

@@ -3,7 +3,6 @@
 The vocabulary is put in our order (`foreign_tokenizer.py`), and the rows of the tables with it.
 """
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from etils import epath
 
 from jaxpretrain.config import Config, ConfigError, ModelConfig, narrowed
 from jaxpretrain.interop import fairseq, huggingface, pickled
+from jaxpretrain.interop.folders import write_json, written_whole
 from jaxpretrain.interop.foreign_tokenizer import (
     FILE_NAME,
     NEW_ROW,
@@ -51,16 +51,17 @@ def from_huggingface(folder: str | Path, workdir: str | Path, generator: str | P
         ConfigError: one line that names the file and what is wrong in it.
     """
     folder = Path(os.path.expanduser(folder))
-    kind = huggingface.architecture(read_json(folder / "config.json"))
     model, params = huggingface.load(folder)
+    kind = huggingface.architecture(read_json(folder / "config.json"))
     config = imported_config(folder.resolve().name, model)
     if kind == huggingface.DISCRIMINATOR:
         other = Path(os.path.expanduser(generator)) if generator else folder.resolve().parent / "generator"
         if not (other / "config.json").exists():
             raise ConfigError(f"{folder}: is a discriminator; give its generator too, with --generator")
+        network = huggingface.load(other)
         if huggingface.architecture(read_json(other / "config.json")) != huggingface.GENERATOR:
             raise ConfigError(f"{other}: is no generator")
-        params = with_generator(config, params, *huggingface.load(other), where=str(other))
+        params = with_generator(config, params, *network, where=str(other))
     vocabulary = of_folder(folder, len(params["encoder"]["embedder"]["tokens"]))
     write(config, params, vocabulary, workdir)
     return config
@@ -82,6 +83,9 @@ def with_generator(config: Config, params: Params, model: ModelConfig, generator
             raise ConfigError(
                 f"{where}: has {name} {found}; the discriminator's {config.objective.divider}th is {wanted}"
             )
+    wanted, found = config.model.layer_norm_eps, model.layer_norm_eps
+    if wanted != found:
+        raise ConfigError(f"{where}: has layer_norm_eps {found}, the discriminator {wanted}; a run has one for both")
     tables, embedder = params["encoder"]["embedder"], dict(generator["encoder"]["embedder"])
     for name in SHARED:
         if not np.array_equal(tables[name], embedder.pop(name)):
@@ -152,9 +156,7 @@ def write(config: Config, params: Params, vocabulary: Vocabulary, workdir: str |
     params = reordered(params, vocabulary.order)
     config.data.vocab_size = len(vocabulary.order)
     config.data.lowercase = is_lowercase(vocabulary.values)
-    folder = write_run(config, params, workdir)
-    text = json.dumps(vocabulary.values, indent=1, ensure_ascii=False)
-    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+    write_run(config, params, workdir, vocabulary.values)
 
 
 def reordered(params: Params, order: np.ndarray) -> Params:
@@ -175,30 +177,26 @@ def reordered(params: Params, order: np.ndarray) -> Params:
     return params | changed
 
 
-def write_run(config: Config, params: Params, workdir: str | Path) -> epath.Path:
-    """Writes config.json and a checkpoint of step 0 that holds the parameters and nothing else.
+def write_run(config: Config, params: Params, workdir: str | Path, tokenizer: dict[str, Any] | None = None) -> None:
+    """Writes config.json and a checkpoint of step 0 that holds the parameters and nothing else, whole or not at all.
 
     Args:
         config: of a run that would have these parameters.
         params: of its objective.
         workdir: to write; must not exist, or be empty.
-
-    Returns:
-        The folder.
+        tokenizer: the content of `tokenizer.json`; None: the run's tokenizer is ours, and still to be put there.
 
     Raises:
         ConfigError: the folder holds something, or a parameter is not what the config says.
         CheckpointError: it cannot be written.
     """
-    folder = epath.Path(os.path.expanduser(workdir))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is not empty; give a new folder")
     vocab_size = len(params["encoder"]["embedder"]["tokens"])
     shapes = jax.eval_shape(build(config, vocab_size).init, jax.random.key(0))
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), fitted(params, shapes, str(folder)))
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpointer(folder / "checkpoints", keep=1, keep_best=False)
-    checkpoints.save(0, {"params": params}, NO_CORPUS)
-    checkpoints.close()
-    write_config(config, folder)
-    return folder
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), fitted(params, shapes, str(workdir)))
+    with written_whole(workdir) as folder:
+        checkpoints = Checkpointer(folder / "checkpoints", keep=1, keep_best=False)
+        checkpoints.save(0, {"params": params}, NO_CORPUS)
+        checkpoints.close()
+        write_config(config, epath.Path(folder))
+        if tokenizer is not None:
+            write_json(folder / FILE_NAME, tokenizer)

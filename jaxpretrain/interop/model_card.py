@@ -22,6 +22,7 @@ NOTES = (
     "| notes | trained with TNF (arXiv 2008.01466). The notes are not part of this model: "
     "its scores are those called `without_notes` |"
 )
+OF_TASKS = ("eval/glue/", "eval/glue_rate/", "eval/probe/")  # `finetune --every` writes them beside the run's own
 ROLES = {
     "": "the encoder",
     "discriminator": "the encoder: tells which tokens were replaced",
@@ -44,7 +45,18 @@ def model_card(config: Config, workdir: str | Path, step: int, networks: list[tu
     remote = any(name.startswith("JaxPretrain") for _, name, _ in networks)
     loads = ", trust_remote_code=True" if remote else ""
     subfolder = f', subfolder="{folder}"' if folder else ""
-    tokens = step * config.train.batch_size * data.sequence_length
+    case, longest = "lower-cased" if data.lowercase else "cased", f"| longest sequence | {max_positions(config)} tokens"
+    if config.size == "imported":  # of its training nothing is known
+        title, origin, shown = config.name, "trained elsewhere and converted by jaxpretrain", config.model
+        training = [f"{longest} |", f"| data and training | not known; text is {case} |"]
+    else:
+        title, origin, shown = f"{config.name}-{config.size}", "pre-trained with jaxpretrain", config
+        sequences, tokens = config.train.batch_size, step * config.train.batch_size * data.sequence_length
+        training = [
+            f"{longest}; trained on {data.sequence_length} |",
+            f"| data | `{data.source}`, {case} |",
+            f"| training | {step:,} steps of {sequences} sequences: {tokens:,} tokens |",
+        ]
     tags = ["jaxpretrain", model.position.replace("_", "-"), objective]
     if config.notes.enabled:
         tags.append("tnf")
@@ -57,18 +69,16 @@ def model_card(config: Config, workdir: str | Path, step: int, networks: list[tu
         *(f"- {tag}" for tag in tags),
         "---",
         "",
-        f"# {config.name}-{config.size}",
+        f"# {title}",
         "",
-        "A text encoder pre-trained with jaxpretrain.",
+        f"A text encoder {origin}.",
         "",
         "| | |",
         "| --- | --- |",
         f"| objective | {OBJECTIVES[objective]} |",
         f"| positions | {METHODS[model.position]} |",
         f"| size | {model.layers} layers, width {model.hidden}, {model.heads} heads, feed-forward {model.ffn} |",
-        f"| longest sequence | {max_positions(config)} tokens; trained on {data.sequence_length} |",
-        f"| data | `{data.source}`, {'lower-cased' if data.lowercase else 'cased'} |",
-        f"| training | {step:,} steps of {config.train.batch_size} sequences: {tokens:,} tokens |",
+        *training,
         *([NOTES] if config.notes.enabled else []),
         "",
         "## Held-out scores",
@@ -95,7 +105,7 @@ def model_card(config: Config, workdir: str | Path, step: int, networks: list[tu
         "## Config",
         "",
         "```json",
-        json.dumps(to_dict(config), indent=2, ensure_ascii=False),
+        json.dumps(to_dict(shown), indent=2, ensure_ascii=False),
         "```",
         "",
     ]
@@ -116,4 +126,4 @@ def scores(workdir: str | Path, step: int) -> list[str]:
 
 def is_score(name: str) -> bool:
     """Whether a metric is of the held-out text."""
-    return name.startswith("eval/")
+    return name.startswith("eval/") and not name.startswith(OF_TASKS)

@@ -21,8 +21,9 @@ import jaxpretrain
 from jaxpretrain.config import max_positions, to_dict
 from jaxpretrain.data.tokenizer import MASK, NEITHER, PAD
 from jaxpretrain.evaluation.trained import Trained, mean_of_pieces
-from jaxpretrain.interop.export import Network, networks, write_json, written_whole
+from jaxpretrain.interop.export import Network, networks
 from jaxpretrain.interop.fast_tokenizer import tokenizer_json
+from jaxpretrain.interop.folders import write_json, written_whole
 from jaxpretrain.interop.weights import Params
 from jaxpretrain.models.encoder import Encoder
 from jaxpretrain.models.heads import MLMHead, take_positions

@@ -15,6 +15,7 @@ from jaxpretrain.data.tokenizer import CLS, PAD
 from jaxpretrain.evaluation.trained import Trained, load_run, to_ids
 from jaxpretrain.interop import huggingface
 from jaxpretrain.interop.export import CODE, Network, export, networks
+from jaxpretrain.interop.model_card import scores
 from jaxpretrain.training import metrics
 
 REASON = "needs PyTorch and transformers, which pip install 'jaxpretrain[hf]' brings"
@@ -329,6 +330,12 @@ def test_the_model_card_tells_of_the_run(make_run, tmp_path: Path) -> None:
     assert '"position": "tupe_a"' in card
 
 
+def test_scores_of_tasks_are_no_held_out_scores(tmp_path: Path) -> None:
+    of_tasks = {"eval/glue/MRPC": 0.7, "eval/glue_rate/MRPC": 2e-5, "eval/probe/MRPC": 0.68}
+    metrics.add_to_lines(tmp_path, {30: {"eval/mlm_loss": 2.5, "eval/glue/MRPC": 0.6}, 35: of_tasks})
+    assert scores(tmp_path, 35) == ["At step 30:\n", "| metric | value |", "| --- | --- |", "| mlm_loss | 2.5000 |"]
+
+
 def test_nothing_is_overwritten(make_run, tmp_path: Path) -> None:
     workdir = make_run()
     run = load_run(workdir)
@@ -340,4 +347,4 @@ def test_nothing_is_overwritten(make_run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty"):
         export(run, workdir, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
-    assert not list(tmp_path.glob("*.partial"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]

@@ -13,15 +13,13 @@ from sentencepiece import sentencepiece_model_pb2
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources.pydocs import modules, paragraphs_of
+from jaxpretrain.data.text import normalise
 from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES, Tokenizer
 from jaxpretrain.evaluation.trained import to_ids
 from jaxpretrain.interop.fast_tokenizer import tokenizer_json
 
 REASON = "needs the library tokenizers, which pip install 'jaxpretrain[hf]' brings"
 KINDS = pytest.mark.parametrize(("kind", "lowercase"), [(k, low) for k in ("unigram", "bpe") for low in (True, False)])
-
-# The `tokenizers` library has NFKC tables from before Unicode 12: these keep their forms there.
-LATER_FORMS = {*"\ua7f2\ua7f3\ua7f4\U000107a5\U0001f16c", *map(chr, range(0x1FBF0, 0x1FBFA))}
 
 HOSTILE = [
     "",
@@ -40,6 +38,7 @@ HOSTILE = [
     "hahahahaha aaaaaaa 0000000000",
     "< neither > <neither> [ MASK ] [MASK [mask] MASK]",
     "ไทยแลนด์ 가각 ᄀ ᅡ ١٢٣ ⅷ ⒈",
+    "㋿ a\ua7f2b \uab69\u0301 x\U000107a5 \U0001f16c \U0001fbf1\U0001fbf9",
 ]
 
 
@@ -80,10 +79,19 @@ def test_text_made_up_of_all_characters(fast, kind: str, lowercase: bool) -> Non
     """Those that this Python's Unicode knows, alone and in a row."""
     rng = random.Random(0)
     known = [c for c in map(chr, range(0x11_0000)) if unicodedata.category(c) not in ("Cs", "Cn")]
-    known = [c for c in known if c not in LATER_FORMS and unicodedata.normalize("NFKC", c) not in LATER_FORMS]
     texts = ["".join(rng.choices(known, k=rng.randint(1, 40))) for _ in range(1_500)]
     texts += [f"x{c}y" for c in known if not 0x3400 <= ord(c) <= 0x10_FFFF or c in "𝚺🇫"]
     assert check(*fast(kind, lowercase), texts) > 20_000
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_normal_form_of_every_character(fast, lowercase: bool) -> None:
+    """Also of those whose compatibility form is newer than the library's tables."""
+    _, theirs = fast("unigram", lowercase)
+    changed = [c for c in map(chr, range(0x11_0000)) if unicodedata.normalize("NFKC", c) != c]
+    assert len(changed) > 4_000
+    found = {c: theirs.normalizer.normalize_str(f"x{c}y") for c in changed}
+    assert {c: form for c, form in found.items() if form != " " + normalise(f"x{c}y", lowercase)} == {}
 
 
 @hypothesis.given(text=st.text(alphabet="thequickbrown fox.-'\u0301\n", max_size=60))

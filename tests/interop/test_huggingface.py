@@ -138,7 +138,6 @@ def test_more_layers_than_the_config_says_are_refused(bert: Path) -> None:
     ("field", "value"),
     [
         ("architectures", ["GPT2LMHeadModel"]),
-        ("architectures", None),
         ("hidden_act", "gelu_new"),
         ("position_embedding_type", "relative_key"),
         ("is_decoder", True),
@@ -158,6 +157,18 @@ def test_more_layers_than_the_config_says_are_refused(bert: Path) -> None:
 def test_a_config_of_another_model_is_refused(bert: Path, field: str, value: Any) -> None:
     change_config(bert, **{field: value})
     assert ("heads=5" if value == 5 else "position_embeddings" if value == 10**400 else field) in message(bert)
+
+
+def test_a_config_that_names_no_architecture(bert: Path) -> None:
+    """Google's small BERTs: `model_type` at most, and no epsilon."""
+    named = huggingface.load(bert)
+    change_config(bert, architectures=None, layer_norm_eps=None)
+    unnamed = huggingface.load(bert)
+    assert unnamed[0] == named[0]
+    chex.assert_trees_all_equal(unnamed[1], named[1])
+    change_config(bert, model_type=None)
+    assert "architectures=None: must be one of BertForMaskedLM" in message(bert)
+    assert "where config.json has none, write there which it is" in message(bert)
 
 
 @pytest.mark.parametrize("content", ["[" * 10**5, '{"hidden_size": NaN}', '{"hidden_size": 1e999}', '{"a": "\\ud800"}'])

@@ -17,9 +17,10 @@ import jaxpretrain
 from jaxpretrain.config import ConfigError
 from jaxpretrain.data.tokenizer import CLS, MASK, PAD, SEP, SPECIAL_PIECES, UNK
 from jaxpretrain.evaluation.trained import embed, load_run, to_ids
-from jaxpretrain.interop import fairseq, foreign_tokenizer
+from jaxpretrain.interop import fairseq, foreign_tokenizer, imported
 from jaxpretrain.interop.export import export
 from jaxpretrain.interop.imported import from_huggingface, from_official, write_run
+from jaxpretrain.interop.model_card import model_card
 from jaxpretrain.interop.serving import serve
 
 FIXTURES = Path(__file__).parents[1] / "parity"
@@ -147,6 +148,18 @@ def test_a_tokenizer_json_is_read_like_the_older_files(bert: Path, tmp_path: Pat
     assert old["pre_tokenizer"] == new["pre_tokenizer"]
 
 
+def test_a_tokenizer_json_whose_model_names_no_type(bert: Path, tmp_path: Path) -> None:
+    """As in the published bert-base-uncased."""
+    values = json.loads(wordpiece())
+    (bert / "tokenizer.json").write_text(json.dumps(values))
+    from_huggingface(bert, tmp_path / "typed")
+    del values["model"]["type"]
+    (bert / "tokenizer.json").write_text(json.dumps(values))
+    from_huggingface(bert, tmp_path / "run")
+    typed, untyped = ((tmp_path / name / "tokenizer.json").read_text() for name in ("typed", "run"))
+    assert typed == untyped
+
+
 def test_masks_are_filled_as_by_transformers(bert: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason=TORCH)
     transformers = pytest.importorskip("transformers", reason=TORCH)
@@ -180,6 +193,16 @@ def test_an_imported_model_can_be_exported_again(bert: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(here, there, atol=1e-5)
 
 
+def test_the_model_card_claims_nothing_of_an_imported_model(bert: Path, tmp_path: Path) -> None:
+    config = from_huggingface(bert, tmp_path / "run")
+    card = model_card(config, tmp_path / "run", 0, [("", "BertForMaskedLM", "AutoModelForMaskedLM")])
+    assert "# bert\n\nA text encoder trained elsewhere and converted by jaxpretrain." in card
+    assert "| data and training | not known; text is lower-cased |" in card
+    assert not [
+        word for word in ("pre-trained with", "steps", "trained on", "imported", "learning_rate") if word in card
+    ]
+
+
 def test_our_own_export_comes_back(exported, tmp_path: Path) -> None:
     pytest.importorskip("tokenizers", reason=TOKENIZERS)
     run, folder = exported()
@@ -192,6 +215,22 @@ def test_our_own_export_comes_back(exported, tmp_path: Path) -> None:
     places = jnp.asarray([[3, 4]])
     here, there = (jax.jit(r.objective.fill)(r.params, tokens, places) for r in (run, again))
     np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_what_an_export_was_last_used_with_is_left_behind(exported, tmp_path: Path) -> None:
+    """transformers saves the truncation and the padding of its last call in the tokenizer's file."""
+    run, folder = exported()
+    values = json.loads((folder / "tokenizer.json").read_text())
+    padding = {"strategy": {"Fixed": 8}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    padding["pad_to_multiple_of"] = None
+    cut = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"truncation": cut, "padding": padding}))
+    found = foreign_tokenizer.of_folder(tmp_path, run.tokenizer.vocab_size).values
+    assert found == values | {"added_tokens": [], "post_processor": None}
+    pytest.importorskip("tokenizers", reason=TOKENIZERS)
+    tokenizer = foreign_tokenizer.ForeignTokenizer(found)
+    for text in ("fox", "the quick brown fox jumps over the lazy dog"):
+        assert tokenizer.encode(text).tolist() == run.tokenizer.encode(text).tolist()
 
 
 def test_electra_needs_both_networks(electra: tuple[Path, Path], tmp_path: Path) -> None:
@@ -219,6 +258,17 @@ def test_electra_needs_both_networks(electra: tuple[Path, Path], tmp_path: Path)
     shutil.copytree(FIXTURES / "hf_electra_generator", tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="its table of tokens differs from the discriminator's"):
         from_huggingface(electra[0], tmp_path / "no", tmp_path / "elsewhere")
+
+
+def test_a_generator_with_another_epsilon(electra: tuple[Path, Path], tmp_path: Path) -> None:
+    path = electra[1] / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"layer_norm_eps": 1e-5}))
+    with pytest.raises(ConfigError, match="generator: has layer_norm_eps 1e-05, the discriminator 1e-12; a run has"):
+        from_huggingface(electra[0], tmp_path / "run")
+    path.write_text(json.dumps(values | {"architectures": []}))
+    with pytest.raises(ConfigError, match=r"generator: architectures=\[\]: must be one of"):
+        from_huggingface(electra[0], tmp_path / "run")
 
 
 def test_an_older_weights_file(bert: Path, tmp_path: Path) -> None:
@@ -413,7 +463,7 @@ def test_a_config_that_does_not_fit_its_checkpoint(make_run) -> None:
     values = json.loads((workdir / "config.json").read_text())
     values["model"]["layers"] += 1
     (workdir / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match=r"do not fit the checkpoint of step 0: parameter encoder/layers/\S+ is \(1,"):
+    with pytest.raises(ConfigError, match=r"do not fit the checkpoint of step 0: parameter encoder/layers/\S+ is \(2,"):
         load_run(workdir)
 
 
@@ -447,6 +497,21 @@ def test_a_folder_with_something_in_it_is_left_alone(make_run, bert: Path, tmp_p
     with pytest.raises(ConfigError, match="is not empty"):
         from_huggingface(bert, workdir)
     assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_an_import_is_there_whole_or_not_at_all(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, values: dict[str, Any]) -> None:
+        assert sorted(other.name for other in path.parent.iterdir()) == ["checkpoints", "config.json"]
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imported, "write_json", full)
+        with pytest.raises(OSError, match="no space left"):
+            from_huggingface(bert, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["bert"]
+    from_huggingface(bert, tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoints", "config.json", "tokenizer.json"]
 
 
 def test_parameters_that_do_not_fit_are_named(make_run, tmp_path: Path) -> None:
