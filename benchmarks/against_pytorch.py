@@ -42,12 +42,10 @@ def ours(kind: str, layers: int, width: int, heads: int, batch: int, vocab: int)
 
     from jaxpretrain.training.heap import run_in_this_thread
 
-    options = argparse.Namespace(
-        layers=layers, hidden=width, heads=heads, batch=batch, vocab=vocab, length=LENGTH, notes=1000
-    )
     if kind != ANEW:
         run_in_this_thread()
-    variant = make(of_size(VARIANTS["BERT-A"], options), options.vocab, options.notes)
+    size = {"layers": layers, "hidden": width, "heads": heads, "batch": batch, "length": LENGTH}
+    variant = make(of_size(VARIANTS["BERT-A"], **size), vocab, notes=1000)
     print(json.dumps({"flops": variant.flops}), flush=True)
 
     def step() -> None:

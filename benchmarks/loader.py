@@ -37,7 +37,7 @@ NEEDS = {  # layers, width, heads, batch, length of the step that takes them
 def measured(corpus: Corpus, layers: int, hidden: int, heads: int, batch: int, length: int, rounds: int) -> Seconds:
     """Seconds to read a batch and put it on the device, thirty a round, and of the steps that take it."""
     fields = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch, "length": length}
-    variant = make(of_size(VARIANTS["BERT-A"], argparse.Namespace(**fields)), corpus.vocab_size, 1000)
+    variant = make(of_size(VARIANTS["BERT-A"], **fields), corpus.vocab_size, 1000)
     on_rows = variant.batch["tokens"].sharding
     dataset = train_dataset(corpus, batch_size=batch, sequence_length=length, seed=0)
     batches = iter(dataset.to_iter_dataset(IN_THIS_THREAD))

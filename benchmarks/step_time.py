@@ -72,15 +72,15 @@ def changed(config: Config, changes: Mapping[str, Any]) -> Config:
     return config
 
 
-def of_size(changes: Mapping[str, Any], options: argparse.Namespace) -> Config:
+def of_size(changes: Mapping[str, Any], *, layers: int, hidden: int, heads: int, batch: int, length: int) -> Config:
     """A variant's config at the size asked for."""
     size = {
-        "model.layers": options.layers,
-        "model.hidden": options.hidden,
-        "model.heads": options.heads,
-        "model.ffn": 4 * options.hidden,
-        "data.sequence_length": options.length,
-        "train.batch_size": options.batch,
+        "model.layers": layers,
+        "model.hidden": hidden,
+        "model.heads": heads,
+        "model.ffn": 4 * hidden,
+        "data.sequence_length": length,
+        "train.batch_size": batch,
     }
     return changed(sized("small"), size | dict(changes))
 
@@ -155,7 +155,8 @@ def main() -> None:
         bert = runpy.run_path("configs/bert.py")["get_config"]
         configs = {name: changed(bert("tiny"), methods.SETTING | changes) for name, changes in methods.METHODS.items()}
     else:
-        configs = {name: of_size(changes, options) for name, changes in VARIANTS.items()}
+        size = {name: getattr(options, name) for name in ("layers", "hidden", "heads", "batch", "length")}
+        configs = {name: of_size(changes, **size) for name, changes in VARIANTS.items()}
     if unknown := {*(options.only or ())} - {*configs}:
         parser.error(f"--only: no step {', '.join(sorted(unknown))}; there are {', '.join(configs)}")
     names = [name for name in configs if name == "BERT-A" or not options.only or name in options.only]

@@ -358,15 +358,12 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
         }
     for name, value in values.items():
         kind = fields[name].type
+        whole = kind is float and type(value) is int
         if dataclasses.is_dataclass(kind):
             kwargs[name] = from_dict(value, kind)
+        elif kind in (bool, int, float, str) and type(value) is not kind and not whole:
+            raise ConfigError(f"{name}={value!r}: must be of type {kind.__name__}")
         else:
-            if (
-                kind in (bool, int, float, str)
-                and type(value) is not kind
-                and not (kind is float and type(value) is int)
-            ):
-                raise ConfigError(f"{name}={value!r}: must be of type {kind.__name__}")
             kwargs[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     return cls(**kwargs)
 
@@ -414,15 +411,20 @@ def validate(config: Config) -> None:
         ConfigError: one line that names the field, its value and what is allowed.
     """
 
+    values = flatten(config)
+    model, data, train, optim = config.model, config.data, config.train, config.optim
+    objective, notes = config.objective, config.notes
+
     def check(ok: bool, name: str, allowed: str) -> None:
         if not ok:
-            raise ConfigError(f"{name}={flatten(config)[name]!r}: must be {allowed}")
+            raise ConfigError(f"{name}={values[name]!r}: must be {allowed}")
 
     def one_of(name: str, choices: tuple[str, ...]) -> None:
-        check(flatten(config)[name] in choices, name, "one of " + ", ".join(choices))
+        check(values[name] in choices, name, "one of " + ", ".join(choices))
 
-    model, data, train, optim = config.model, config.data, config.train, config.optim
-    objective, checkpoint = config.objective, config.checkpoint
+    def at_least(least: int, *names: str) -> None:
+        for name in names:
+            check(values[name] >= least, name, f"at least {least}" if least else "0 or more")
 
     one_of("model.position", POSITIONS)
     one_of("model.dtype", DTYPES)
@@ -432,77 +434,58 @@ def validate(config: Config) -> None:
     one_of("optim.name", OPTIMIZERS)
     one_of("optim.decay", DECAYS)
     one_of("data.tokenizer_type", TOKENIZERS)
-    for name in ("model.layers", "model.hidden", "model.heads", "model.ffn", "train.steps", "train.batch_size"):
-        check(flatten(config)[name] >= 1, name, "at least 1")
-    for name in ("train.accumulation", "train.log_every", "eval.examples", "checkpoint.keep", "sharding.fsdp"):
-        check(flatten(config)[name] >= 1, name, "at least 1")
-    for name in ("model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every"):
-        check(flatten(config)[name] >= 0, name, "0 or more")
-    for name in ("optim.warmup_steps", "optim.clip_norm", "eval.batch_size"):
-        check(flatten(config)[name] >= 0, name, "0 or more")
-    check(checkpoint.every_steps >= 0, "checkpoint.every_steps", "0 or more")
-    check(checkpoint.every_minutes >= 0, "checkpoint.every_minutes", "0 or more")
-    for name in ("model.dropout", "model.attention_dropout"):
-        check(0 <= flatten(config)[name] < 1, name, "in [0, 1)")
+    one_of("objective.candidates_at", CANDIDATE_POSITIONS)
+    one_of("notes.repeats", REPEATS)
+    at_least(0, "model.embedding", "model.max_positions", "model.segments", "data.workers", "eval.every")
+    at_least(0, "optim.warmup_steps", "optim.clip_norm", "eval.batch_size", "objective.auxiliary_layers")
+    at_least(0, "checkpoint.every_steps", "checkpoint.every_minutes", "train.budget_flops", "train.budget_minutes")
+    at_least(0, "notes.window", "notes.min_count", "notes.max_count")
+    at_least(1, "model.layers", "model.hidden", "model.heads", "model.ffn", "train.steps", "train.batch_size")
+    at_least(1, "train.accumulation", "train.log_every", "eval.examples", "checkpoint.keep", "sharding.fsdp")
+    at_least(1, "data.tokenizer_sample_mb", "objective.divider", "notes.capacity")
+    at_least(2, "objective.candidates")
+    at_least(8, "data.sequence_length", "train.short_length")
+    for name in ("model.dropout", "model.attention_dropout", "train.short_share"):
+        check(0 <= values[name] < 1, name, "in [0, 1)")
+    for name in ("objective.mask_rate", "eval.masked", "data.held_out", "notes.weight"):
+        check(0 < values[name] < 1, name, "in (0, 1)")
+    for name in ("model.layer_norm_eps", "model.initializer_range", "objective.loss_weight", "objective.temperature"):
+        check(values[name] > 0, name, "above 0")
     check(model.hidden % model.heads == 0, "model.heads", f"a divisor of model.hidden={model.hidden}")
-    check(model.layer_norm_eps > 0, "model.layer_norm_eps", "above 0")
-    check(model.initializer_range > 0, "model.initializer_range", "above 0")
     buckets = model.relative_buckets
     check(buckets >= 4 and buckets % 4 == 0, "model.relative_buckets", "a multiple of 4")
     exact = buckets // 4
     check(model.relative_max_distance > exact, "model.relative_max_distance", f"above {exact}")
     if model.attention == "fused":
         check(model.attention_dropout == 0, "model.attention_dropout", "0 with model.attention='fused'")
-    check(config.train.short_length >= 8, "train.short_length", "at least 8")
-    check(0 <= config.train.short_share < 1, "train.short_share", "in [0, 1)")
-    if config.train.short_share:
-        length, short = data.sequence_length, config.train.short_length
+    if train.short_share:
+        length, short = data.sequence_length, train.short_length
         check(short < length and length % short == 0, "train.short_length", f"a part of data.sequence_length={length}")
     if model.max_positions:
         limit = f"at most model.max_positions={model.max_positions}"
         check(data.sequence_length <= model.max_positions, "data.sequence_length", limit)
-    check(data.sequence_length >= 8, "data.sequence_length", "at least 8")
     check(64 <= data.vocab_size <= 2**31 - 1, "data.vocab_size", "at least 64")
-    check(0 < data.held_out < 1, "data.held_out", "in (0, 1)")
-    check(data.tokenizer_sample_mb >= 1, "data.tokenizer_sample_mb", "at least 1")
     check(bool(data.source.strip()), "data.source", SOURCES)
-    for name in ("objective.mask_rate", "eval.masked"):
-        check(0 < flatten(config)[name] < 1, name, "in (0, 1)")
     check(0 <= objective.mask_share <= 1, "objective.mask_share", "in [0, 1]")
     rest = 1 - objective.mask_share
     check(0 <= objective.random_share <= rest + 1e-9, "objective.random_share", f"in [0, {rest:.3g}]")
-    one_of("objective.candidates_at", CANDIDATE_POSITIONS)
-    check(objective.loss_weight > 0, "objective.loss_weight", "above 0")
-    check(objective.temperature > 0, "objective.temperature", "above 0")
-    check(objective.candidates >= 2, "objective.candidates", "at least 2")
-    check(objective.auxiliary_layers >= 0, "objective.auxiliary_layers", "0 or more")
-    divider = objective.divider
-    check(divider >= 1, "objective.divider", "at least 1")
     if objective.name != "mlm":
-        for name in ("hidden", "heads", "ffn"):
-            size = getattr(model, name)
-            check(size % divider == 0, "objective.divider", f"a divisor of model.{name}={size}")
-    if config.notes.enabled:
+        for name in ("model.hidden", "model.heads", "model.ffn"):
+            check(values[name] % objective.divider == 0, "objective.divider", f"a divisor of {name}={values[name]}")
+    if notes.enabled:
         check(model.embedding in (0, model.hidden), "model.embedding", f"model.hidden={model.hidden} with notes")
-    one_of("notes.repeats", REPEATS)
-    check(0 < config.notes.weight < 1, "notes.weight", "in (0, 1)")
-    check(0 < config.notes.rate <= 1, "notes.rate", "in (0, 1]")
-    for name in ("notes.window", "notes.min_count", "notes.max_count"):
-        check(flatten(config)[name] >= 0, name, "0 or more")
-    if config.notes.max_count:
-        least = config.notes.min_count
-        check(config.notes.max_count >= least, "notes.max_count", f"at least notes.min_count={least}, or 0")
-    check(config.notes.capacity >= 1, "notes.capacity", "at least 1")
+    check(0 < notes.rate <= 1, "notes.rate", "in (0, 1]")
+    if notes.max_count:
+        least = f"at least notes.min_count={notes.min_count}, or 0"
+        check(notes.max_count >= notes.min_count, "notes.max_count", least)
     for name in ("optim.learning_rate", "optim.muon_rate"):
-        check(0 < flatten(config)[name] < 1000, name, "above 0, and below 1,000")
+        check(0 < values[name] < 1000, name, "above 0, and below 1,000")
     # In these bounds a finite gradient makes a finite update in float32 (`training/step.py`).
     for name in ("optim.beta1", "optim.beta2", "optim.muon_beta"):
-        check(0 <= flatten(config)[name] <= 1 - 1e-6, name, "in [0, 0.999999]")
+        check(0 <= values[name] <= 1 - 1e-6, name, "in [0, 0.999999]")
     check(1e-30 <= optim.eps < 1, "optim.eps", "in [1e-30, 1)")
     check(0 <= optim.weight_decay < 1000, "optim.weight_decay", "0 or more, and below 1,000")
     divisor = f"a multiple of train.accumulation={train.accumulation}"
-    for name in ("train.budget_flops", "train.budget_minutes"):
-        check(flatten(config)[name] >= 0, name, "0 or more")
     check(not (train.budget_flops and train.budget_minutes), "train.budget_minutes", "0 with train.budget_flops")
     check(train.batch_size % train.accumulation == 0, "train.batch_size", divisor)
     check(0 <= train.seed < 2**31, "train.seed", "in [0, 2³¹)")

@@ -70,7 +70,7 @@ def find(words: Array, capacity: int) -> Occurrences:
     length = words.shape[1]
     place = jnp.arange(length)
 
-    def one(words: Array) -> tuple[Array, Array, Array, Array]:
+    def one(words: Array) -> Occurrences:
         first = (words & 1).astype(bool)
         # The nearest place after each one at which another word, or none, begins.
         border = jnp.where(first | (words == 0), place, length)
@@ -78,10 +78,9 @@ def find(words: Array, capacity: int) -> Occurrences:
         end = jnp.append(after[1:], length)
         starts = jnp.argsort(~first)[:capacity]  # the first places, in order; unlike top_k it stays on each device
         ids = jnp.where(first[starts], words[starts] // 2 - 1, NONE)
-        return ids, starts, end[starts], jnp.maximum(first.sum() - capacity, 0)
+        return Occurrences(ids=ids, starts=starts, ends=end[starts], overflow=jnp.maximum(first.sum() - capacity, 0))
 
-    ids, starts, ends, overflow = jax.vmap(one)(words)
-    return Occurrences(ids=ids, starts=starts, ends=ends, overflow=overflow)
+    return jax.vmap(one)(words)
 
 
 def intact(occurrences: Occurrences, tokens: Array, inputs: Array) -> Array:

@@ -273,13 +273,14 @@ def join_occurrences(encoded: list[Encoded], split: str, scratch: Path) -> int:
 def count_sentences(encoded: list[Encoded], tokenizer: tokenizers.Tokenizer, scratch: Path) -> tuple[int, int]:
     """Sentences in the beginnings of the training shards, and those of them that hold a rare word."""
     places = np.load(scratch / occurrences_name("train"), mmap_mode="r")[0]
-    sentences = sentences_with = first = 0
+    sentences = rare_words.Sentences(tokenizer)
+    total = with_rare = first = 0
     for index, unit in enumerate(encoded):
         if unit.tokens["train"]:
             limit = min(unit.tokens["train"], _SAMPLED_TOKENS // len(encoded))
             ids = np.fromfile(scratch / _shard("train", index), stream_dtype(tokenizer.vocab_size), limit)
             begin, end = np.searchsorted(places, np.array([first, first + limit], places.dtype))
-            here = rare_words.sentences(ids, places[begin:end].astype(np.int64) - first, tokenizer)
-            sentences, sentences_with = sentences + here[0], sentences_with + here[1]
+            here = sentences.count(ids, places[begin:end].astype(np.int64) - first)
+            total, with_rare = total + here[0], with_rare + here[1]
         first += unit.tokens["train"]
-    return sentences, sentences_with
+    return total, with_rare

@@ -112,26 +112,27 @@ class Finder:
         return tuple(found)
 
 
-def sentences(ids: np.ndarray, starts: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Number of sentences in a stream of ids, and of those in which a rare word starts.
+class Sentences:
+    """Counts sentences in streams of ids, and those in which a rare word starts.
 
     A sentence ends at a full stop, exclamation or question mark, with or without a closing quotation mark or bracket
     after it, before a space or at the end of the document.
-
-    Args:
-        ids: int [tokens].
-        starts: int [n], the places of the rare words' first pieces.
-        tokenizer: that made the ids.
     """
-    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size)]
-    ids = np.append(ids, SEP)
-    stop = np.array([piece.removeprefix(SPACE) in _STOPS for piece in pieces])[ids]
-    closer = np.array([piece in _CLOSERS for piece in pieces])[ids]
-    before = np.array([piece.startswith(SPACE) or i == SEP for i, piece in enumerate(pieces)])[ids]
-    over = stop.copy()
-    over[1:] |= closer[1:] & stop[:-1]
-    ends = np.flatnonzero(over[:-1] & before[1:] | (ids[1:] == SEP) & (ids[:-1] != SEP))
-    return len(ends), len(np.unique(np.searchsorted(ends, starts)))
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+        self._stops = np.array([piece.removeprefix(SPACE) in _STOPS for piece in pieces])
+        self._closes = np.array([piece in _CLOSERS for piece in pieces])
+        self._begins = np.array([piece.startswith(SPACE) or i == SEP for i, piece in enumerate(pieces)])
+
+    def count(self, ids: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
+        """Both numbers, of ids int [tokens], and of the places of the rare words' first pieces, int [n]."""
+        ids = np.append(ids, SEP)
+        stop = self._stops[ids]
+        over = stop.copy()
+        over[1:] |= self._closes[ids[1:]] & stop[:-1]
+        ends = np.flatnonzero(over[:-1] & self._begins[ids[1:]] | (ids[1:] == SEP) & (ids[:-1] != SEP))
+        return len(ends), len(np.unique(np.searchsorted(ends, starts)))
 
 
 def _has_letter(word: str) -> bool:

@@ -310,9 +310,7 @@ def caveats(methods: Sequence[Method], metric: str) -> list[str]:
 
 
 def _lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    by_step = {
-        line["step"]: line for line in metrics.read(workdir)
-    }  # each once and in order, as the trainer writes them
+    by_step = {line["step"]: line for line in metrics.read(workdir)}  # each once and in order, as the trainer writes
     lines = [by_step[step] for step in sorted(by_step) if 0 <= step < 1 << 53]  # no larger number is whole in a float
     if not lines:
         raise ConfigError(f"{workdir}: no {metrics.METRICS} there that could be read; has a run logged anything yet?")

@@ -370,10 +370,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """
     low, high = axes.get_ylim()
     ends = [(y, textwrap.fill(name, 24), color) for y, name, color in sorted(ends)]
-    places, gap = (
-        [(y - low) / (high - low) for y, _, _ in ends],
-        0.055 * max(name.count("\n") + 1 for _, name, _ in ends),
-    )
+    places = [(y - low) / (high - low) for y, _, _ in ends]
+    gap = 0.055 * max(name.count("\n") + 1 for _, name, _ in ends)
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + gap)
     top = 1.0

@@ -67,9 +67,9 @@ def first_one_first(what: str) -> Iterator[None]:
         wait(what)
 
 
-def wait(what: str, milliseconds: int = _LONGEST_WAIT_MS) -> None:
+def wait(what: str) -> None:
     """Until all processes are here. Each wait of a run has a name of its own."""
-    multihost.get_barrier_sync_fn()(key=f"jaxpretrain {what}", timeout_ms=milliseconds)
+    multihost.get_barrier_sync_fn()(key=f"jaxpretrain {what}", timeout_ms=_LONGEST_WAIT_MS)
 
 
 def of_first(value: float) -> float:

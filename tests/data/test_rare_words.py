@@ -284,6 +284,7 @@ def test_sentences(rare: Corpus):
         return np.concatenate([[*tokenizer.encode(document), SEP] for document in documents])
 
     ids = ids_of("The ship. The sea! The wind... 3.5 said the captain", 'The "sail." And the night.', "")
-    assert rare_words.sentences(ids, np.array([], int), tokenizer)[0] == 6
+    sentences = rare_words.Sentences(tokenizer)
+    assert sentences.count(ids, np.array([], int))[0] == 6
     first = len(tokenizer.encode("The ship."))
-    assert rare_words.sentences(ids, np.array([0, first - 1, first, len(ids) - 3]), tokenizer) == (6, 3)
+    assert sentences.count(ids, np.array([0, first - 1, first, len(ids) - 3])) == (6, 3)

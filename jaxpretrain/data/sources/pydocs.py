@@ -69,52 +69,11 @@ _REFERENCE = re.compile(r"\s*\[[\w#*]{1,12}\]_")
 _HEADER = re.compile(r"[A-Z][\w ]{2,30}:")  # Google: `Args:`, its items follow
 _RULE = re.compile(r"[\s=\-~^*+#|_.\"']{3,}")
 _CODE = re.compile(r"[=_{}<>\[\]\\|$/@#~^+]|\(\)|->|::")
-_STOP_WORDS = frozenset(
-    [
-        "the",
-        "a",
-        "an",
-        "of",
-        "to",
-        "in",
-        "is",
-        "are",
-        "be",
-        "and",
-        "or",
-        "if",
-        "that",
-        "this",
-        "for",
-        "with",
-        "it",
-        "as",
-        "on",
-        "by",
-        "not",
-        "from",
-        "which",
-        "can",
-        "will",
-        "when",
-        "has",
-        "was",
-        "have",
-        "may",
-        "should",
-        "must",
-        "into",
-        "at",
-        "than",
-        "used",
-        "its",
-        "all",
-        "any",
-        "been",
-        "such",
-        "only",
-    ]
+_COMMON = (
+    "the a an of to in is are be and or if that this for with it as on by not from which can will when has was "
+    "have may should must into at than used its all any been such only"
 )
+_STOP_WORDS = frozenset(_COMMON.split())
 _SHINGLE = 6  # words
 _POWERS = np.array([pow(0x9E3779B97F4A7C15, i, 1 << 64) for i in range(_SHINGLE)], np.uint64)
 
