@@ -10,7 +10,7 @@ so one [heads, T, T] bias serves every layer and every example, and its gradient
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -138,6 +138,8 @@ class Encoder:
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: weights normal(0, initializer_range), biases 0, layer norms 1."""
+        if self.config.attention != "plain":  # the same parameters, and cuDNN's kernel cannot be mapped over layers
+            return replace(self, config=replace(self.config, attention="plain")).init(key)
         embedder_key, positions_key, layers_key = jax.random.split(key, 3)
         tokens = jnp.zeros(2, jnp.int32)
         x = jnp.zeros((2, self.config.hidden))
