@@ -32,6 +32,8 @@ from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
+from jaxpretrain.models.attention import check_fused
+from jaxpretrain.models.encoder import compute_dtype
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.budget import with_budget
@@ -105,6 +107,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
+    check_fused(config.model, compute_dtype(config.model), [phase.length for phase in phases(config)])
     with hosts.first_one_first("for the corpus"):
         corpus = prepare(config.data, config.notes, progress=hosts.first())
     config = with_budget(config, read_config(workdir), corpus, mesh)

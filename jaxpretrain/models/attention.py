@@ -1,5 +1,6 @@
 """Self-attention of one sequence, with what the positions add to it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from jaxpretrain.config import ModelConfig
+from jaxpretrain.config import ConfigError, ModelConfig
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import PositionTerms, score_scale
 
@@ -112,7 +113,7 @@ def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | No
 
     cuDNN differentiates a bias that has no batch dimension; lengths keep the padding out of that bias.
     """
-    length = (~padding).sum(dtype=jnp.int32)[None]
+    length = jnp.maximum((~padding).sum(dtype=jnp.int32), 1)[None]  # cuDNN 9.4 fails at 0: rows that fill up a batch
     return jax.nn.dot_product_attention(
         q[None],
         k[None],
@@ -123,3 +124,40 @@ def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | No
         key_value_seq_lengths=length,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
     )[0]
+
+
+def compute_capability() -> float | None:
+    """Of the first device, such as 9.0; None where it is no number: other devices than NVIDIA's GPUs."""
+    try:
+        return float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except ValueError:
+        return None
+
+
+def check_fused(config: ModelConfig, dtype: Any, lengths: Iterable[int]) -> None:
+    """What cuDNN's kernel asks for, by the rules of `jax.nn.dot_product_attention`; elsewhere XLA takes anything.
+
+    Args:
+        config: of the model.
+        dtype: of its matrix products.
+        lengths: of the sequences that it is trained on.
+
+    Raises:
+        ConfigError: the kernel cannot compute this model's attention here.
+    """
+    if config.attention != "fused" or jax.default_backend() != "gpu":
+        return
+    capability, width = compute_capability() or 0, config.hidden // config.heads
+    widest = 256 if capability >= 9 else 128
+    biased = config.position not in ("absolute", "absolute_untied")
+    for ok, needs in (
+        (capability >= 8, "an NVIDIA GPU of compute capability 8.0 or more"),
+        (dtype == jnp.bfloat16, "model.dtype=bfloat16"),
+        (
+            width % 8 == 0 and width <= widest,
+            f"model.hidden / model.heads={width} to be a multiple of 8, up to {widest}",
+        ),
+        (not (biased and any(length % 2 for length in lengths)), "an even data.sequence_length with a position bias"),
+    ):
+        if not ok:
+            raise ConfigError(f"model.attention='fused': needs {needs}; or give --config.model.attention=plain")

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
 from jaxpretrain.models.activation import gelu
-from jaxpretrain.models.attention import Attention
+from jaxpretrain.models.attention import Attention, compute_capability
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import Positions, PositionTerms, added_to_input
 
@@ -99,7 +99,9 @@ def compute_dtype(config: ModelConfig) -> Any:
     """The dtype of matrix products: bfloat16 where the hardware is made for it, unless the config says otherwise."""
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32)
+    capability = compute_capability()
+    made = jax.default_backend() in ("gpu", "tpu") and (capability is None or capability >= 8)  # since Ampere
+    return jnp.dtype(jnp.bfloat16 if made else jnp.float32)
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,16 @@ def test_step_and_evaluation_compile_once(tiny, run_train, tmp_path: Path, monke
     assert compiled.memory_analysis().alias_size_in_bytes >= bytes_of_state
 
 
+def test_attention_that_the_gpu_does_not_have_is_told_before_the_text_is_prepared(
+    tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(train, "prepare", lambda *_, **__: pytest.fail("prepared"))
+    with pytest.raises(ConfigError, match=r"model\.attention='fused': needs an NVIDIA GPU"):
+        run_train(tiny(**{"model.attention": "fused", "model.attention_dropout": 0.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # --- from another run ---
 
 

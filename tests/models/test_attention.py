@@ -1,6 +1,7 @@
 """The two ways of computing attention agree, the backend's fused one and the plain one."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import chex
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpretrain.config import Config, ConfigError, validate
+from jaxpretrain.config import Config, ConfigError, ModelConfig, validate
 from jaxpretrain.models import attention as attentions
-from jaxpretrain.models.attention import blockwise_attention, fused_attention, plain_attention
+from jaxpretrain.models.attention import blockwise_attention, check_fused, fused_attention, plain_attention
+from jaxpretrain.models.encoder import compute_dtype
 
 
 @pytest.mark.parametrize("position", ["absolute", "absolute_untied", "tupe_r"])
@@ -123,3 +125,68 @@ def test_fused_is_refused_with_dropout(model: Callable[..., Any]) -> None:
     config.model.attention = "fused"
     with pytest.raises(ConfigError, match=r"model\.attention_dropout"):
         validate(config)
+
+
+def test_the_kernel_never_gets_an_empty_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **given: (lengths.append(given), q)[1])
+    x = jnp.ones((4, 1, 8))
+    for padding in ([True] * 4, [False, False, True, True]):
+        fused_attention(x, x, x, 1.0, None, jnp.array(padding))
+    found = [[int(given[f"{name}_seq_lengths"][0]) for name in ("query", "key_value")] for given in lengths]
+    assert found == [[1, 1], [2, 2]]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`gpu("7.5")`: jax shows a GPU of this compute capability."""
+
+    def show(capability: str) -> None:
+        device = type("Device", (), {"compute_capability": capability})
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    return show
+
+
+def test_products_are_bfloat16_where_the_hardware_has_it(
+    gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> str:
+        return compute_dtype(ModelConfig()).name
+
+    assert found() == "float32"
+    for capability, dtype in {"7.5": "float32", "8.0": "bfloat16", "12.0": "bfloat16", "gfx90a": "bfloat16"}.items():
+        gpu(capability)
+        assert found() == dtype, capability
+    monkeypatch.setattr(jax, "local_devices", lambda: [object()])
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert found() == "bfloat16"
+    assert compute_dtype(ModelConfig(dtype="float32")) == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "fields", "length", "needs"),
+    [
+        ("8.0", {}, 128, ""),
+        ("9.0", {"hidden": 512}, 128, ""),
+        ("8.0", {"position": "absolute"}, 127, ""),
+        ("7.5", {}, 128, "compute capability 8.0"),
+        ("gfx90a", {}, 128, "an NVIDIA GPU"),
+        ("8.0", {"dtype": "float32"}, 128, "model.dtype=bfloat16"),
+        ("8.0", {"hidden": 512}, 128, "model.heads=256 to be a multiple of 8, up to 128"),
+        ("9.0", {"hidden": 24}, 128, "model.heads=12 to be a multiple of 8"),
+        ("9.0", {}, 127, "an even data.sequence_length"),
+        (None, {"hidden": 24, "dtype": "float32"}, 127, ""),
+        ("7.5", {"attention": "plain"}, 127, ""),
+    ],
+)
+def test_what_cudnn_cannot_do_is_told_before(
+    gpu: Callable[[str], None], capability: str | None, fields: dict[str, Any], length: int, needs: str
+) -> None:
+    if capability:  # else a CPU
+        gpu(capability)
+    config = ModelConfig(**({"attention": "fused", "position": "tupe_r"} | fields))
+    message = rf"^model\.attention='fused': needs .*{needs}.*--config\.model\.attention=plain$"
+    with pytest.raises(ConfigError, match=message) if needs else nullcontext():
+        check_fused(config, compute_dtype(config), [128, length])
