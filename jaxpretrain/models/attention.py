@@ -1,6 +1,7 @@
 """Self-attention of one sequence, with what the positions add to it."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxpretrain.models.position import PositionTerms, score_scale
 
 MASKED = -1e9  # a score that the softmax turns into 0, with gradients that stay finite
 BLOCK = 256  # queries at a time
+_SCORES = "qhd,khd->hqk"
 
 
 class Attention(nn.Module):
@@ -54,6 +56,26 @@ class Attention(nn.Module):
         return nn.DenseGeneral(config.hidden, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
+@jax.custom_vjp
+def word_scores(q: Array, k: Array) -> Array:
+    """q kᵀ, [H, queries, T], in float32 at least, for q [queries, H, d] and k [T, H, d].
+
+    The slope goes back in their own dtype: a GPU takes float32 times bfloat16 as a product of float32.
+    """
+    return jnp.einsum(_SCORES, q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+
+
+def _word_scores_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return word_scores(q, k), (q, k)
+
+
+def _word_scores_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    return jax.vjp(partial(jnp.einsum, _SCORES), *saved)[1](slope.astype(saved[0].dtype))
+
+
+word_scores.defvjp(_word_scores_forward, _word_scores_backward)
+
+
 def plain_attention(
     q: Array,
     k: Array,
@@ -68,11 +90,10 @@ def plain_attention(
 
     Scores and softmax are in float32 at least.
     """
-    scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
-    scores_HTT = jnp.einsum("qhd,khd->hqk", q * scale, k, preferred_element_type=scores_dtype)
+    scores_HTT = word_scores(q * scale, k)
     if bias is not None:
         scores_HTT = scores_HTT + bias
-    scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_dtype)
+    scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_HTT.dtype)
     weights_HTT = dropout(jax.nn.softmax(scores_HTT), dropout_rate, key)
     return jnp.einsum("hqk,khd->qhd", weights_HTT.astype(v.dtype), v)
 

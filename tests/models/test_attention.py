@@ -1,7 +1,9 @@
 """The two ways of computing attention agree, the backend's fused one and the plain one."""
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import chex
@@ -92,6 +94,26 @@ def test_blockwise_needs_memory_linear_in_the_length() -> None:
     growth = {f: temporaries(f, 4096) / temporaries(f, 1024) for f in (plain_attention, blockwise_attention)}
     assert growth[blockwise_attention] < 4.5
     assert growth[plain_attention] > 8
+
+
+def test_products_of_scores_are_of_the_operands_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU gets them, forward and backward; in float32 every bit is that of jax's own derivative."""
+    padding = jnp.arange(16) > 12
+
+    def gradient(q: jax.Array, k: jax.Array) -> Any:
+        attend = lambda q, k: plain_attention(q, k, k, 0.3, None, padding).astype(jnp.float32)  # noqa: E731
+        return jax.grad(lambda q, k: jnp.sin(jax.vmap(attend)(q, k)).sum(), (0, 1))(q, k)
+
+    half = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.bfloat16)
+    program = jax.jit(gradient).trace(half, half).lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"dot_general .* : \((.*)\) ->", program)
+    assert len(products) == 6
+    assert not any("f32" in operands.replace("bf16", "") for operands in products)
+
+    q, k = (jax.random.normal(key, (2, 16, 2, 8)) for key in jax.random.split(jax.random.key(0)))
+    found = jax.jit(gradient)(q, k)
+    monkeypatch.setattr(attentions, "word_scores", partial(jnp.einsum, "qhd,khd->hqk"))
+    chex.assert_trees_all_equal(jax.jit(lambda *x: gradient(*x))(q, k), found)
 
 
 def test_blockwise_drops_weights(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
