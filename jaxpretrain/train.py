@@ -32,8 +32,10 @@ from jaxpretrain.config import Config, ConfigError
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation.heldout import Evaluation
+from jaxpretrain.models.attention import check_fused
+from jaxpretrain.models.encoder import compute_dtype
 from jaxpretrain.objectives import build
-from jaxpretrain.training import flops, hosts, sharding
+from jaxpretrain.training import flops, hosts, memory, sharding
 from jaxpretrain.training.budget import with_budget
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.compilation import use_compilation_cache
@@ -87,6 +89,7 @@ def main(config: Config) -> None:
         train(config, workdir, PROFILE.value)
 
 
+@memory.exhausted_in_one_line()
 def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[str, float]:
     """Runs until `train.steps`, a signal, or a step that is not finite.
 
@@ -99,12 +102,13 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         The held-out metrics at the end.
 
     Raises:
-        ConfigError: config, corpus, devices and workdir do not go together.
+        ConfigError: config, corpus, devices and workdir do not go together; or memory does not suffice.
         cli.Failure: a step was not finite.
         SystemExit: after a signal, with its exit code; the state is saved.
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config)
+    check_fused(config.model, compute_dtype(config.model), [phase.length for phase in phases(config)])
     with hosts.first_one_first("for the corpus"):
         corpus = prepare(config.data, config.notes, progress=hosts.first())
     config = with_budget(config, read_config(workdir), corpus, mesh)
@@ -164,6 +168,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
             )
             program = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
             programs[phase.length] = program.lower(like, shapes_of_batch).compile()
+    memory.check(memory.needed(programs.values()))
     keep_freed_memory()
     compile_seconds = time.perf_counter() - began
     flops_of = partial(total, plan, flops_per_step)
@@ -306,15 +311,8 @@ def print_table(
     """One table of what is about to run."""
     tokens = tokens_per_step_of(config)
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
-    used = [
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        for program in programs.values()
-        if (memory := program.memory_analysis()) is not None
-    ]
-    gigabytes = f"{max(used) / 2**30:.2f} GiB per device" if used else "not known"
+    needed = memory.needed(programs.values())
+    gigabytes = f"{needed / 2**30:.2f} GiB per device" if needed else "not known"
     batch = ", then ".join(f"{phase.config.train.batch_size} x {phase.length}" for phase in plan)
     after = f" ({plan[0].stop:,} first)" if len(plan) > 1 else ""
     devices = jax.devices()

@@ -36,7 +36,7 @@ class Evaluation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Metrics over `eval.examples` held-out sequences. The state is read, never changed."""
         config = self._config
-        size = config.eval.batch_size or config.train.batch_size
+        size = config.eval.batch_size or config.train.batch_size // config.train.accumulation  # what memory holds
         size += -size % self._mesh.size
         batches = eval_batches(
             self._corpus,

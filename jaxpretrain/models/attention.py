@@ -1,5 +1,7 @@
 """Self-attention of one sequence, with what the positions add to it."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,12 +9,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from jaxpretrain.config import ModelConfig
+from jaxpretrain.config import ConfigError, ModelConfig
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import PositionTerms, score_scale
 
 MASKED = -1e9  # a score that the softmax turns into 0, with gradients that stay finite
 BLOCK = 256  # queries at a time
+_SCORES = "qhd,khd->hqk"
 
 
 class Attention(nn.Module):
@@ -53,6 +56,26 @@ class Attention(nn.Module):
         return nn.DenseGeneral(config.hidden, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(out)
 
 
+@jax.custom_vjp
+def word_scores(q: Array, k: Array) -> Array:
+    """q kᵀ, [H, queries, T], in float32 at least, for q [queries, H, d] and k [T, H, d].
+
+    The slope goes back in their own dtype: a GPU takes float32 times bfloat16 as a product of float32.
+    """
+    return jnp.einsum(_SCORES, q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+
+
+def _word_scores_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
+    return word_scores(q, k), (q, k)
+
+
+def _word_scores_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    return jax.vjp(partial(jnp.einsum, _SCORES), *saved)[1](slope.astype(saved[0].dtype))
+
+
+word_scores.defvjp(_word_scores_forward, _word_scores_backward)
+
+
 def plain_attention(
     q: Array,
     k: Array,
@@ -67,11 +90,10 @@ def plain_attention(
 
     Scores and softmax are in float32 at least.
     """
-    scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
-    scores_HTT = jnp.einsum("qhd,khd->hqk", q * scale, k, preferred_element_type=scores_dtype)
+    scores_HTT = word_scores(q * scale, k)
     if bias is not None:
         scores_HTT = scores_HTT + bias
-    scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_dtype)
+    scores_HTT = scores_HTT + jnp.where(padding, MASKED, 0.0).astype(scores_HTT.dtype)
     weights_HTT = dropout(jax.nn.softmax(scores_HTT), dropout_rate, key)
     return jnp.einsum("hqk,khd->qhd", weights_HTT.astype(v.dtype), v)
 
@@ -112,7 +134,7 @@ def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | No
 
     cuDNN differentiates a bias that has no batch dimension; lengths keep the padding out of that bias.
     """
-    length = (~padding).sum(dtype=jnp.int32)[None]
+    length = jnp.maximum((~padding).sum(dtype=jnp.int32), 1)[None]  # cuDNN 9.4 fails at 0: rows that fill up a batch
     return jax.nn.dot_product_attention(
         q[None],
         k[None],
@@ -123,3 +145,40 @@ def fused_attention(q: Array, k: Array, v: Array, scale: float, bias: Array | No
         key_value_seq_lengths=length,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
     )[0]
+
+
+def compute_capability() -> float | None:
+    """Of the first device, such as 9.0; None where it is no number: other devices than NVIDIA's GPUs."""
+    try:
+        return float(getattr(jax.local_devices()[0], "compute_capability", ""))
+    except ValueError:
+        return None
+
+
+def check_fused(config: ModelConfig, dtype: Any, lengths: Iterable[int]) -> None:
+    """What cuDNN's kernel asks for, by the rules of `jax.nn.dot_product_attention`; elsewhere XLA takes anything.
+
+    Args:
+        config: of the model.
+        dtype: of its matrix products.
+        lengths: of the sequences that it is trained on.
+
+    Raises:
+        ConfigError: the kernel cannot compute this model's attention here.
+    """
+    if config.attention != "fused" or jax.default_backend() != "gpu":
+        return
+    capability, width = compute_capability() or 0, config.hidden // config.heads
+    widest = 256 if capability >= 9 else 128
+    biased = config.position not in ("absolute", "absolute_untied")
+    for ok, needs in (
+        (capability >= 8, "an NVIDIA GPU of compute capability 8.0 or more"),
+        (dtype == jnp.bfloat16, "model.dtype=bfloat16"),
+        (
+            width % 8 == 0 and width <= widest,
+            f"model.hidden / model.heads={width} to be a multiple of 8, up to {widest}",
+        ),
+        (not (biased and any(length % 2 for length in lengths)), "an even data.sequence_length with a position bias"),
+    ):
+        if not ok:
+            raise ConfigError(f"model.attention='fused': needs {needs}; or give --config.model.attention=plain")

@@ -10,7 +10,7 @@ so one [heads, T, T] bias serves every layer and every example, and its gradient
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from jaxpretrain.config import ModelConfig
 from jaxpretrain.models.activation import gelu
-from jaxpretrain.models.attention import Attention
+from jaxpretrain.models.attention import Attention, compute_capability
 from jaxpretrain.models.dropout import dropout
 from jaxpretrain.models.position import Positions, PositionTerms, added_to_input
 
@@ -99,7 +99,9 @@ def compute_dtype(config: ModelConfig) -> Any:
     """The dtype of matrix products: bfloat16 where the hardware is made for it, unless the config says otherwise."""
     if config.dtype != "auto":
         return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.bfloat16 if jax.default_backend() in ("gpu", "tpu") else jnp.float32)
+    capability = compute_capability()
+    made = jax.default_backend() in ("gpu", "tpu") and (capability is None or capability >= 8)  # since Ampere
+    return jnp.dtype(jnp.bfloat16 if made else jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Encoder:
 
     def init(self, key: Array) -> Params:
         """Fresh parameters: weights normal(0, initializer_range), biases 0, layer norms 1."""
+        if self.config.attention != "plain":  # the same parameters, and cuDNN's kernel cannot be mapped over layers
+            return replace(self, config=replace(self.config, attention="plain")).init(key)
         embedder_key, positions_key, layers_key = jax.random.split(key, 3)
         tokens = jnp.zeros(2, jnp.int32)
         x = jnp.zeros((2, self.config.hidden))

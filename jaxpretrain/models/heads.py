@@ -23,16 +23,17 @@ class MLMHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array, table: Array, candidates: Array | None = None) -> Array:
+    def __call__(self, x: Array, table: Array, candidates: Array | None = None, first: int | None = None) -> Array:
         """Scores, float32 at least.
 
         Args:
             x: [..., hidden].
             table: [V, E].
             candidates: int [..., k], the only pieces to score; None: all.
+            first: a piece to score before them, the same everywhere: one row, whose gradient needs no scatter.
 
         Returns:
-            [..., V], or [..., k].
+            [..., V], or [..., k], or with `first` [..., 1 + k].
         """
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
@@ -43,7 +44,11 @@ class MLMHead(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (vocab_size,))
         logits_dtype = jnp.promote_types(self.dtype, jnp.float32)
         if candidates is not None:
-            return candidate_scores(x, table, candidates).astype(logits_dtype) + bias[candidates]
+            scores = candidate_scores(x, table, candidates).astype(logits_dtype) + bias[candidates]
+            if first is None:
+                return scores
+            row = table[first].astype(x.dtype).astype(logits_dtype)
+            return jnp.concatenate([(x * row).sum(-1, keepdims=True) + bias[first], scores], -1)
         product = jnp.einsum("...e,ve->...v", x, table.astype(self.dtype), preferred_element_type=logits_dtype)
         return product + bias
 

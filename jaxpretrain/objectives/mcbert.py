@@ -218,9 +218,9 @@ class MCBERT:
         return jnp.where(repeated(questions, tokens), -jnp.inf, scores) if self.config.objective.distinct else scores
 
     def choice_scores(self, params: Params, x: Array, candidates: Array) -> Array:
-        """The main model's scores of the candidates, [B, T, k]."""
+        """The main model's scores of the candidates, [B, T, k], of which the first is `<neither>`."""
         table = params["encoder"]["embedder"]["tokens"]
-        return self.head.apply({"params": params["head"]}, x, table, candidates)  # type: ignore[return-value]
+        return self.head.apply({"params": params["head"]}, x, table, candidates[..., 1:], NEITHER)  # type: ignore
 
     def quiz(self, params: Params, batch: Batch, key: Array) -> tuple[Questions, Array]:
         """The questions about a batch and the main model's scores of the candidates, [B, T, k]."""

@@ -91,10 +91,12 @@ def _seconds_per_step(config: Config, corpus: Corpus, mesh: Mesh) -> float:
     def seconds(steps: int) -> float:
         """Of one step, the same number in all processes: it decides how many more they take."""
         nonlocal state
-        begin = time.perf_counter()
+        begin, metrics = time.perf_counter(), None
         for _ in range(steps):
+            previous = metrics
             state, metrics = take_step(state, sharding.put_batch(next(stream), on_rows))
-            jax.block_until_ready(metrics)
+            jax.block_until_ready(previous)  # as in training, where one step is on its way while the next is sent off
+        jax.block_until_ready(metrics)
         return hosts.of_first((time.perf_counter() - begin) / steps)
 
     seconds(_WARM_STEPS)  # compiles

@@ -1,6 +1,7 @@
 """Floating-point operations of a step, by counting its matrix products; and what the hardware could do."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,24 +15,33 @@ from jaxpretrain.objectives import build
 from jaxpretrain.objectives.base import Batch
 from jaxpretrain.training.optimizer import optimizer
 
-# Dense bfloat16 peak of one device in FLOP/s, by the start of `device_kind` (vendors' data sheets).
+# Dense peak of one device in FLOP/s, by the first words of `device_kind` (vendors' data sheets): of bfloat16, or where
+# there is none of float32, which models are then computed in.
 PEAKS = {
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA A100": 312e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
+    "Tesla V100": 15.7e12,
+    "Tesla T4": 8.1e12,
     "TPU v2": 23e12,  # one core
     "TPU v3": 61e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1154e12,  # one core
 }
 
 
@@ -103,7 +113,7 @@ def peak_flops() -> float | None:
     """
     device = jax.devices()[0]
     if device.platform != "cpu":
-        kinds = [kind for kind in PEAKS if device.device_kind.startswith(kind)]
+        kinds = [kind for kind in PEAKS if re.match(rf"{kind}\b", device.device_kind)]
         return PEAKS[max(kinds, key=len)] if kinds else None
     x = jnp.ones((1024, 1024), jnp.float32)
     product = jax.jit(jnp.matmul)

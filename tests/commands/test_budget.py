@@ -4,7 +4,9 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 from jaxpretrain.config import ConfigError
@@ -53,6 +55,32 @@ def test_minutes_are_measured_once(tiny, run_train, tmp_path: Path, monkeypatch:
     run_train(config, tmp_path)
     run_train(tiny(**fields | {"train.budget_minutes": 0.02}), tmp_path)
     assert steps_of(tmp_path) == 12
+
+
+def test_steps_are_timed_as_training_takes_them(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A step is waited for once the next is sent off."""
+    monkeypatch.setattr(budget, "_WARM_STEPS", 1)
+    monkeypatch.setattr(budget, "_TIMED_STEPS", 4)
+    monkeypatch.setattr(budget, "_LEAST_SECONDS", 0)
+    events, put, wait = [], budget.sharding.put_batch, jax.block_until_ready
+
+    def recorded_wait(metrics: Any) -> None:
+        events.extend(["wait"] if metrics else [])
+        wait(metrics)
+
+    measured = budget._seconds_per_step
+
+    def measure(*args: Any) -> float:
+        with monkeypatch.context() as patch:
+            patch.setattr(budget.sharding, "put_batch", lambda *args: (events.append("step"), put(*args))[1])
+            patch.setattr(jax, "block_until_ready", recorded_wait)
+            measured(*args)
+        return 0.1
+
+    monkeypatch.setattr(budget, "_seconds_per_step", measure)
+    fields = {"train.budget_minutes": 0.01, "optim.warmup_steps": 2, "eval.every": 0, "checkpoint.every_steps": 0}
+    run_train(tiny(**fields), tmp_path)
+    assert events == ["step", "wait", "step", *["step", "wait"] * 3, "wait"]
 
 
 def test_a_budget_that_a_warm_up_would_use_up(tiny, run_train, tmp_path: Path):

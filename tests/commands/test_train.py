@@ -226,6 +226,61 @@ def test_step_and_evaluation_compile_once(tiny, run_train, tmp_path: Path, monke
     assert compiled.memory_analysis().alias_size_in_bytes >= bytes_of_state
 
 
+def test_attention_that_the_gpu_does_not_have_is_told_before_the_text_is_prepared(
+    tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(train, "prepare", lambda *_, **__: pytest.fail("prepared"))
+    with pytest.raises(ConfigError, match=r"model\.attention='fused': needs an NVIDIA GPU"):
+        run_train(tiny(**{"model.attention": "fused", "model.attention_dropout": 0.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Small:
+    """A device with a mebibyte."""
+
+    @staticmethod
+    def memory_stats() -> dict[str, int]:
+        return {"bytes_limit": 2**20}
+
+
+def test_a_step_that_does_not_fit_is_told_before_the_run_begins(
+    tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checked = train.memory.check
+
+    def check(size: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "local_devices", lambda: [Small])
+            checked(2**19)
+            checked(size)
+
+    monkeypatch.setattr(train.memory, "check", check)
+    told = (
+        r"^a step needs \d\.\d\d GiB of a device that has 0\.00: .*train\.accumulation, model\.remat.*train\.batch_size"
+    )
+    with pytest.raises(ConfigError, match=told):
+        run_train(tiny(**{"model.hidden": 256, "model.ffn": 1024}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("message", ["RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore", "INTERNAL: a bug"])
+def test_memory_that_is_used_up_later_is_one_line(
+    tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+):
+    def fail(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(heldout.Evaluation, "__call__", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError if "bug" in message else ConfigError) as caught:
+        run_train(tiny(**{"train.steps": 1}), tmp_path / "run")
+    if "bug" not in message:
+        assert "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes: a larger train.accumulation, " in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+
+
 # --- from another run ---
 
 

@@ -10,6 +10,7 @@ import pytest
 from jaxpretrain.config import Config
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
+from jaxpretrain.evaluation import heldout
 from jaxpretrain.evaluation.heldout import Evaluation
 from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding
@@ -79,6 +80,26 @@ def test_batches_and_devices_do_not_matter(corpus: Corpus):
         evaluation(small(), corpus, devices=1)(placed(state, 1)),
     ):
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "mcbert"])
+def test_it_takes_no_more_at_once_than_a_micro_batch(corpus: Corpus, objective: str, monkeypatch: pytest.MonkeyPatch):
+    config, sizes = small(), set()
+    config.train.batch_size, config.objective.name = 32, objective
+    if objective == "mcbert":
+        config.objective.mask_share, config.objective.random_share = 1.0, 0.0
+    state = placed(state_of(config, corpus), 8)
+    whole = evaluation(config, corpus)(state)
+    put = heldout.put_batch
+    monkeypatch.setattr(
+        heldout, "put_batch", lambda batch, place: (sizes.add(len(batch["rows"])), put(batch, place))[1]
+    )
+    config.train.accumulation = 4
+    assert evaluation(config, corpus)(state) == pytest.approx(whole, rel=1e-5)
+    assert sizes == {8}
+    config.eval.batch_size = 16
+    evaluation(config, corpus)(state)
+    assert sizes == {8, 16}
 
 
 def test_seed_dropout_and_mask_rate_of_the_training_do_not_matter(corpus: Corpus):

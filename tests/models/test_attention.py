@@ -1,6 +1,9 @@
 """The two ways of computing attention agree, the backend's fused one and the plain one."""
 
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import chex
@@ -9,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpretrain.config import Config, ConfigError, validate
+from jaxpretrain.config import Config, ConfigError, ModelConfig, validate
 from jaxpretrain.models import attention as attentions
-from jaxpretrain.models.attention import blockwise_attention, fused_attention, plain_attention
+from jaxpretrain.models.attention import blockwise_attention, check_fused, fused_attention, plain_attention
+from jaxpretrain.models.encoder import compute_dtype
 
 
 @pytest.mark.parametrize("position", ["absolute", "absolute_untied", "tupe_r"])
@@ -92,6 +96,26 @@ def test_blockwise_needs_memory_linear_in_the_length() -> None:
     assert growth[plain_attention] > 8
 
 
+def test_products_of_scores_are_of_the_operands_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU gets them, forward and backward; in float32 every bit is that of jax's own derivative."""
+    padding = jnp.arange(16) > 12
+
+    def gradient(q: jax.Array, k: jax.Array) -> Any:
+        attend = lambda q, k: plain_attention(q, k, k, 0.3, None, padding).astype(jnp.float32)  # noqa: E731
+        return jax.grad(lambda q, k: jnp.sin(jax.vmap(attend)(q, k)).sum(), (0, 1))(q, k)
+
+    half = jax.ShapeDtypeStruct((2, 16, 2, 8), jnp.bfloat16)
+    program = jax.jit(gradient).trace(half, half).lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"dot_general .* : \((.*)\) ->", program)
+    assert len(products) == 6
+    assert not any("f32" in operands.replace("bf16", "") for operands in products)
+
+    q, k = (jax.random.normal(key, (2, 16, 2, 8)) for key in jax.random.split(jax.random.key(0)))
+    found = jax.jit(gradient)(q, k)
+    monkeypatch.setattr(attentions, "word_scores", partial(jnp.einsum, "qhd,khd->hqk"))
+    chex.assert_trees_all_equal(jax.jit(lambda *x: gradient(*x))(q, k), found)
+
+
 def test_blockwise_drops_weights(model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block its own: with one mask for all of them, rows of equal inputs would be equal."""
     monkeypatch.setattr(attentions, "BLOCK", 2)
@@ -123,3 +147,68 @@ def test_fused_is_refused_with_dropout(model: Callable[..., Any]) -> None:
     config.model.attention = "fused"
     with pytest.raises(ConfigError, match=r"model\.attention_dropout"):
         validate(config)
+
+
+def test_the_kernel_never_gets_an_empty_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *_, **given: (lengths.append(given), q)[1])
+    x = jnp.ones((4, 1, 8))
+    for padding in ([True] * 4, [False, False, True, True]):
+        fused_attention(x, x, x, 1.0, None, jnp.array(padding))
+    found = [[int(given[f"{name}_seq_lengths"][0]) for name in ("query", "key_value")] for given in lengths]
+    assert found == [[1, 1], [2, 2]]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`gpu("7.5")`: jax shows a GPU of this compute capability."""
+
+    def show(capability: str) -> None:
+        device = type("Device", (), {"compute_capability": capability})
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+    return show
+
+
+def test_products_are_bfloat16_where_the_hardware_has_it(
+    gpu: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> str:
+        return compute_dtype(ModelConfig()).name
+
+    assert found() == "float32"
+    for capability, dtype in {"7.5": "float32", "8.0": "bfloat16", "12.0": "bfloat16", "gfx90a": "bfloat16"}.items():
+        gpu(capability)
+        assert found() == dtype, capability
+    monkeypatch.setattr(jax, "local_devices", lambda: [object()])
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert found() == "bfloat16"
+    assert compute_dtype(ModelConfig(dtype="float32")) == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "fields", "length", "needs"),
+    [
+        ("8.0", {}, 128, ""),
+        ("9.0", {"hidden": 512}, 128, ""),
+        ("8.0", {"position": "absolute"}, 127, ""),
+        ("7.5", {}, 128, "compute capability 8.0"),
+        ("gfx90a", {}, 128, "an NVIDIA GPU"),
+        ("8.0", {"dtype": "float32"}, 128, "model.dtype=bfloat16"),
+        ("8.0", {"hidden": 512}, 128, "model.heads=256 to be a multiple of 8, up to 128"),
+        ("9.0", {"hidden": 24}, 128, "model.heads=12 to be a multiple of 8"),
+        ("9.0", {}, 127, "an even data.sequence_length"),
+        (None, {"hidden": 24, "dtype": "float32"}, 127, ""),
+        ("7.5", {"attention": "plain"}, 127, ""),
+    ],
+)
+def test_what_cudnn_cannot_do_is_told_before(
+    gpu: Callable[[str], None], capability: str | None, fields: dict[str, Any], length: int, needs: str
+) -> None:
+    if capability:  # else a CPU
+        gpu(capability)
+    config = ModelConfig(**({"attention": "fused", "position": "tupe_r"} | fields))
+    message = rf"^model\.attention='fused': needs .*{needs}.*--config\.model\.attention=plain$"
+    with pytest.raises(ConfigError, match=message) if needs else nullcontext():
+        check_fused(config, compute_dtype(config), [128, length])

@@ -289,6 +289,20 @@ def test_init() -> None:
     assert not np.array_equal(kernel[0], kernel[1])  # each layer draws its own
 
 
+@pytest.mark.parametrize("position", ["tupe_a", "tupe_r"])
+def test_init_is_the_same_for_every_attention_and_calls_no_kernel(
+    position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **__: pytest.fail("called"))
+    config = ModelConfig(position=position, layers=2, hidden=8, heads=2, ffn=12)
+    plain, *others = (
+        jax.jit(Encoder(dataclasses.replace(config, attention=attention), 23, 9).init)(jax.random.key(0))
+        for attention in ("plain", "blockwise", "fused")
+    )
+    for other in others:
+        chex.assert_trees_all_equal(other, plain)
+
+
 def test_auto_writes_few_layers_out_on_a_cpu(model: Callable[..., Any]) -> None:
     def scans(layers: int) -> int:
         config = dataclasses.replace(model().encoder.config, layers=layers, layer_loop="auto")

@@ -296,6 +296,32 @@ def test_candidates_are_scored_and_learnt_from_as_by_hand(shape: tuple[int, ...]
         np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, atol=0.2)
 
 
+@pytest.mark.usefixtures("x64")
+def test_neither_is_scored_apart_and_as_any_candidate(monkeypatch: pytest.MonkeyPatch):
+    """Of every position's candidates it is the first: added up by a scatter, all would meet in one row."""
+    config = small()
+    config.model.dtype = "float64"
+    objective = MCBERT(config, VOCAB)
+    params = jax.tree.map(lambda x: x.astype(np.float64), jax.jit(objective.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    params["head"]["bias"] = rng.normal(size=VOCAB)
+    x, slopes = rng.normal(size=(ROWS, LENGTH, 16)), rng.normal(size=(ROWS, LENGTH, DRAWS))
+    candidates = jnp.asarray(rng.integers(0, VOCAB, (ROWS, LENGTH, DRAWS))).at[..., 0].set(NEITHER)
+    scattered, seen = heads.candidate_scores, []
+    monkeypatch.setattr(heads, "candidate_scores", lambda *args: (seen.append(args[2].shape), scattered(*args))[1])
+
+    def all_alike(params: Any, x: Array, candidates: Array) -> Any:
+        return objective.head.apply({"params": params["head"]}, x, params["encoder"]["embedder"]["tokens"], candidates)
+
+    def run(score: Any) -> Any:
+        scores, pull = jax.vjp(lambda params, x: score(params, x, candidates), params, x)
+        return scores, pull(slopes)
+
+    found, expected = jax.jit(run, static_argnums=0)(objective.choice_scores), jax.jit(run, static_argnums=0)(all_alike)
+    assert list(dict.fromkeys(seen)) == [(ROWS, LENGTH, DRAWS - 1), (ROWS, LENGTH, DRAWS)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), found, expected)
+
+
 def test_devices_send_the_tables_gradient_once():
     """Each adds up its own rows; what goes between them is one sum of the table's size."""
     mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
