@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from jaxpretrain.config import sized, validate
 from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.programs import state_program, step_program
 
 BASE = {
     "model.position": "tupe_r",
@@ -63,18 +61,12 @@ def measure(
     validate(config)
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
     objective, optimizer = build(config, vocab), make_optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=notes)
-    shapes = jax.eval_shape(init, 0)
-    places, rows = (
-        sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded),
-        sharding.batch_sharding(mesh),
-    )
-    state = sharding.with_sharding(shapes, places)
+    _, state = state_program(config, objective, optimizer, mesh, notes)
+    rows = sharding.batch_sharding(mesh)
     batch_size, length = config.train.batch_size, config.data.sequence_length
     array = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows)  # noqa: E731
     batch = {"tokens": array(batch_size, length), "words": array(batch_size, length), "rows": array(batch_size)}
-    step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
-    compiled = jax.jit(step, out_shardings=(places, None), donate_argnums=0).lower(state, batch).compile()
+    compiled = step_program(config, objective, optimizer, mesh, state).lower(state, batch).compile()
     memory = compiled.memory_analysis()
     moved = sum(
         BYTES[kind] * int(np.prod([int(n) for n in shape.split(",") if n]))

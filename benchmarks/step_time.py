@@ -14,7 +14,6 @@ import runpy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, sharding
 from jaxpretrain.training.heap import keep_freed_memory, run_in_this_thread
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.programs import state_program, step_program
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "BERT-A": {"model.position": "absolute"},
@@ -90,10 +88,8 @@ def make(config: Config, vocab: int, notes: int) -> Variant:
     length, batch_size = config.data.sequence_length, config.train.batch_size
     mesh = sharding.make_mesh(config)
     objective, optimizer = build(config, vocab), make_optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=notes)
-    shapes = jax.eval_shape(init, 0)
-    places = sharding.state_sharding(mesh, shapes)
-    state = jax.jit(init, out_shardings=places)(0)
+    init, like = state_program(config, objective, optimizer, mesh, notes)
+    state = init(0)
     random = np.random.default_rng(0)
     words = np.zeros((batch_size, length), np.int32)
     for start in range(4, length - 4, max(8, length // 4)):
@@ -105,10 +101,9 @@ def make(config: Config, vocab: int, notes: int) -> Variant:
         "words": words,
     }
     batch = sharding.put_batch(host_batch, sharding.batch_sharding(mesh))
-    step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
-    compiled = jax.jit(step, out_shardings=(places, None), donate_argnums=0).lower(state, batch).compile()
+    compiled = step_program(config, objective, optimizer, mesh, like).lower(like, batch).compile()
     keep_freed_memory()  # as training does
-    return Variant(compiled, state, batch, flops.step_flops(config, vocab, shapes.params, batch))
+    return Variant(compiled, state, batch, flops.step_flops(config, vocab, like.params, batch))
 
 
 def timed(run: Callable[[], object], times: int) -> list[float]:

@@ -73,7 +73,7 @@ class ModelConfig:
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
-    dtype: str = "auto"  # of matrix products; auto: bfloat16 on GPU and TPU, float32 on CPU
+    dtype: str = "auto"  # of matrix products; auto: bfloat16 on TPU and GPU (from capability 8), float32 elsewhere
     attention: str = "plain"  # plain | blockwise (long sequences) | fused (cuDNN on GPU; refuses attention_dropout)
     layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers without remat, else scan
     remat: bool = False  # recompute each layer in the backward pass: a quarter of the memory, a tenth more time
@@ -155,7 +155,7 @@ class EvalConfig:
 
     every: int = 500  # steps; 0: only at the end
     examples: int = 1024  # sequences, at most
-    batch_size: int = 0  # 0: train.batch_size
+    batch_size: int = 0  # 0: as many as are in one pass of a step, train.batch_size / train.accumulation
     masked: float = 0.15  # share of positions predicted there, whatever it is in training: so that runs compare
 
 
@@ -358,10 +358,10 @@ def from_dict(values: dict[str, Any], cls: Any = Config) -> Any:
         }
     for name, value in values.items():
         kind = fields[name].type
-        whole = kind is float and type(value) is int
+        kinds = (float, int) if kind is float else (kind,)
         if dataclasses.is_dataclass(kind):
             kwargs[name] = from_dict(value, kind)
-        elif kind in (bool, int, float, str) and type(value) is not kind and not whole:
+        elif kind in (bool, int, float, str) and type(value) not in kinds:
             raise ConfigError(f"{name}={value!r}: must be of type {kind.__name__}")
         else:
             kwargs[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples

@@ -45,9 +45,8 @@ from jaxpretrain.training.optimizer import optimizer as make_optimizer
 from jaxpretrain.training.optimizer import schedules
 from jaxpretrain.training.phases import Phase, batches, phases, tokens_per_step_of, total
 from jaxpretrain.training.profile import Profile
+from jaxpretrain.training.programs import state_program, step_program
 from jaxpretrain.training.signals import Signals
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
 from jaxpretrain.training.workdir import (
     check_pieces,
     check_resume,
@@ -118,10 +117,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
 
     # The state: its own workdir's, else another run's parameters, else from scratch. Born sharded in each case.
-    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=corpus.note_rows)
-    shapes = jax.eval_shape(init, config.train.seed)
-    places = sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded)
-    like = sharding.with_sharding(shapes, places)
+    init, like = state_program(config, objective, optimizer, mesh, corpus.note_rows)
     checkpoints = Checkpointer(
         workdir / "checkpoints", keep=config.checkpoint.keep, keep_best=config.checkpoint.keep_best
     )
@@ -129,7 +125,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     if restored is not None:
         state, host = restored
     else:
-        state, host = jax.jit(init, out_shardings=places)(config.train.seed), {"seconds": 0.0}
+        state, host = init(config.train.seed), {"seconds": 0.0}
         if config.init_from:
             check_pieces(config.init_from, corpus)
             taken = params_of_run(config, like.params)
@@ -159,14 +155,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         shapes_of_batch = phase.batch_shapes(on_rows)
         flops_per_step[phase.length] = flops.step_flops(phase.config, corpus.vocab_size, like.params, shapes_of_batch)
         if start < phase.stop:
-            step = partial(
-                train_step,
-                objective=build(phase.config, corpus.vocab_size),
-                optimizer=optimizer,
-                config=phase.config,
-                mesh=mesh,
-            )
-            program = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
+            program = step_program(phase.config, build(phase.config, corpus.vocab_size), optimizer, mesh, like)
             programs[phase.length] = program.lower(like, shapes_of_batch).compile()
     memory.check(memory.needed(programs.values()))
     keep_freed_memory()
@@ -178,7 +167,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     if hosts.first():  # from here on it is a run: what was a mistake has shown
         done.unlink(missing_ok=True)
         write_run_files(config, corpus, workdir)
-    print_table(config, corpus, mesh, shapes, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
+    print_table(config, corpus, mesh, like, plan, programs, flops_of(steps) / steps, compile_seconds, workdir, start)
 
     rates = schedules(config)
     tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
@@ -300,7 +289,7 @@ def print_table(
     config: Config,
     corpus: Corpus,
     mesh: jax.sharding.Mesh,
-    shapes: Any,
+    state: Any,
     plan: list[Phase],
     programs: dict[int, jax.stages.Compiled],
     flops_per_step: float,
@@ -310,7 +299,7 @@ def print_table(
 ) -> None:
     """One table of what is about to run."""
     tokens = tokens_per_step_of(config)
-    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     needed = memory.needed(programs.values())
     gigabytes = f"{needed / 2**30:.2f} GiB per device" if needed else "not known"
     batch = ", then ".join(f"{phase.config.train.batch_size} x {phase.length}" for phase in plan)

@@ -70,7 +70,8 @@ def load_run(workdir: epath.PathLike, step: int | None = None) -> Trained:
     config = config_of(workdir)
     tokenizer = load_tokenizer(workdir)
     stored, found = restore_params(workdir / "checkpoints", "best" if step is None else step)
-    objective = build(config, tokenizer.vocab_size)
+    anywhere = {"attention": "plain"} if config.model.attention == "fused" else {}  # not all devices have that kernel
+    objective = build(replace(config, model=replace(config.model, **anywhere)), tokenizer.vocab_size)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     where = f"{workdir}: config.json and tokenizer do not fit the checkpoint of step {found}"
     params = jax.tree.map(jnp.asarray, fitted(stored, shapes, where))

@@ -111,12 +111,11 @@ def further_channels(query: Array, key: Array, theta: tuple[Array, Array] | None
         return query, key
     theta_1, theta_2 = (theta[0] * theta[1]).sum(-1), (query[0] * key[0]).sum(-1)
     length, heads, _ = query.shape
-    cls = (jnp.arange(length) == 0)[:, None, None]
-    ones = jnp.ones((length, heads), query.dtype)
-    asks = jnp.where(cls, jnp.stack([theta_1, 0 * theta_1], -1), jnp.stack([0 * ones, ones], -1))
-    answers = jnp.stack([ones, jnp.where(cls[..., 0], theta_2, 0)], -1)
-    apart = [jnp.concatenate([jnp.where(cls, 0, x), two], -1) for x, two in ((query, asks), (key, answers))]
-    return apart[0], apart[1]
+    cls, ones = (jnp.arange(length) == 0)[:, None], jnp.ones((length, heads), query.dtype)
+    asks = jnp.stack([jnp.where(cls, theta_1, 0), jnp.where(cls, 0, ones)], -1)
+    answers = jnp.stack([ones, jnp.where(cls, theta_2, 0)], -1)
+    query, key = (jnp.where(cls[..., None], 0, x) for x in (query, key))
+    return jnp.concatenate([query, asks], -1), jnp.concatenate([key, answers], -1)
 
 
 class Positions(nn.Module):

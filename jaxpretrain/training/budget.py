@@ -3,21 +3,17 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxpretrain.config import Config, ConfigError
-from jaxpretrain.data.batches import train_batches
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.objectives import build
 from jaxpretrain.training import flops, hosts, sharding
 from jaxpretrain.training.optimizer import optimizer as make_optimizer
-from jaxpretrain.training.phases import phases
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.phases import Phase, batches, phases
+from jaxpretrain.training.programs import state_program, step_program
 
 _MANY = 10**6  # steps, whose mean cost is a step's
 _WARM_STEPS, _TIMED_STEPS, _LEAST_SECONDS = 3, 20, 2.0
@@ -65,12 +61,6 @@ def _affordable(config: Config, budget: float, cost: Callable[[Config], float]) 
     return int(budget / mean)
 
 
-def _batches(config: Config, corpus: Corpus) -> Any:
-    size, length = config.train.batch_size, config.data.sequence_length
-    rows = sharding.local_rows(size)
-    return train_batches(corpus, batch_size=size, sequence_length=length, seed=config.train.seed, rows=rows)
-
-
 def _flops_per_step(config: Config, corpus: Corpus) -> int:
     params = jax.eval_shape(build(config, corpus.vocab_size).init, jax.random.key(0))
     size, length = config.train.batch_size, config.data.sequence_length
@@ -81,12 +71,9 @@ def _flops_per_step(config: Config, corpus: Corpus) -> int:
 def _seconds_per_step(config: Config, corpus: Corpus, mesh: Mesh) -> float:
     """Measured on a state of its own, which is thrown away."""
     objective, optimizer = build(config, corpus.vocab_size), make_optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=optimizer, config=config, note_rows=corpus.note_rows)
-    places = sharding.state_sharding(mesh, jax.eval_shape(init, 0), notes_sharded=config.notes.sharded)
-    state = jax.jit(init, out_shardings=places)(0)
-    step = partial(train_step, objective=objective, optimizer=optimizer, config=config, mesh=mesh)
-    take_step = jax.jit(step, out_shardings=(places, None), donate_argnums=0)
-    stream, on_rows = _batches(config, corpus), sharding.batch_sharding(mesh)
+    init, like = state_program(config, objective, optimizer, mesh, corpus.note_rows)
+    state, take_step = init(0), step_program(config, objective, optimizer, mesh, like)
+    stream, on_rows = batches([Phase(0, _MANY, config)], corpus, 0), sharding.batch_sharding(mesh)
 
     def seconds(steps: int) -> float:
         """Of one step, the same number in all processes: it decides how many more they take."""

@@ -1,6 +1,7 @@
 """Floating-point operations of a step, by counting its matrix products; and what the hardware could do."""
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable
@@ -84,25 +85,14 @@ def _count(jaxpr: Any) -> int:
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = 1
-            for axis in contracted:
-                depth *= equation.invars[0].aval.shape[axis]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * depth * equation.outvars[0].aval.size
             continue
         times = equation.params["length"] if name == "scan" else 1
-        inner = [_count(getattr(sub, "jaxpr", sub)) for sub in _sub_jaxprs(equation.params)]
+        inner = [_count(inner) for inner in jex_core.jaxprs_in_params(equation.params)]
         # Of a `cond`, one branch runs: the dearest counts.
         total += times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
-
-
-def _sub_jaxprs(params: dict[str, Any]) -> list[Any]:
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex_core.Jaxpr | jex_core.ClosedJaxpr):
-                found.append(item)
-    return found
 
 
 def peak_flops() -> float | None:

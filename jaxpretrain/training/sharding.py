@@ -65,7 +65,7 @@ def state_sharding(mesh: Mesh, shapes: TrainState, *, notes_sharded: bool = Fals
         axis = max(divisible, key=lambda a: leaf.shape[a])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
-    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES)) if notes_sharded else replicated(mesh)
+    rows = batch_sharding(mesh) if notes_sharded else replicated(mesh)
     notes = jax.tree.map(lambda _: rows, shapes.notes)
     return replace(jax.tree.map(place, replace(shapes, notes=None)), notes=notes)
 

@@ -20,7 +20,7 @@ from jaxpretrain.data.tokenizer import Tokenizer
 from jaxpretrain.evaluation import heldout
 from jaxpretrain.evaluation.trained import load_run
 from jaxpretrain.objectives import OBJECTIVES
-from jaxpretrain.training import metrics
+from jaxpretrain.training import metrics, programs
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import locked
 
@@ -214,7 +214,7 @@ def test_a_finished_run_is_lengthened(finished: Path, tiny, run_train, tmp_path:
 
 def test_step_and_evaluation_compile_once(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chex.clear_trace_counter()
-    monkeypatch.setattr(train, "train_step", chex.assert_max_traces(train.train_step, n=1))
+    monkeypatch.setattr(programs, "train_step", chex.assert_max_traces(programs.train_step, n=1))
     monkeypatch.setattr(heldout, "eval_step", chex.assert_max_traces(heldout.eval_step, n=1))
     seen = {}
     table = train.print_table

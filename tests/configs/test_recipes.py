@@ -1,10 +1,8 @@
 """Every recipe, shrunken, builds and learns for two steps."""
 
 import runpy
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,8 +11,7 @@ from jaxpretrain.data.tokenizer import CLS, NEITHER, SEP
 from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.optimizer import optimizer
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.programs import state_program, step_program
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if "sized(" in path.read_text())  # of `train`
@@ -31,18 +28,15 @@ def test_two_steps(name: str, size: str):
     config.optim.warmup_steps, config.train.short_length = 0, length // 2
     validate(config)
     mesh, objective, adam = sharding.make_mesh(config), build(config, VOCAB), optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=8)
-    shapes = jax.eval_shape(init, 0)
-    places = sharding.state_sharding(mesh, shapes)
-    state = jax.jit(init, out_shardings=places)(0)
+    init, like = state_program(config, objective, adam, mesh, 8)
+    state = init(0)
     tokens = np.random.default_rng(0).integers(NEITHER + 1, VOCAB, (8, length), dtype=np.int32)
     tokens[:, 0], tokens[:, -1] = CLS, SEP
     batch = {"tokens": tokens, "rows": np.arange(8, dtype=np.int32)}
     if config.notes.enabled:
         batch["words"] = np.zeros_like(tokens)
     batch = sharding.put_batch(batch, sharding.batch_sharding(mesh))
-    function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
-    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0)
+    step = step_program(config, objective, adam, mesh, like)
     before = np.asarray(state.params["encoder"]["embedder"]["tokens"])
     for _ in range(2):
         state, metrics = step(state, batch)

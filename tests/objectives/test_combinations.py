@@ -23,8 +23,7 @@ from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.checkpoint import Checkpointer
 from jaxpretrain.training.optimizer import optimizer
-from jaxpretrain.training.state import init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.programs import state_program, step_program
 
 VOCAB, ROWS, LENGTH = 32, 8, 8
 
@@ -96,13 +95,10 @@ def host(state: Any) -> Any:
 def compiled(config: Config, devices: int, descent: optax.GradientTransformation) -> Run:
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
     objective = build(config, VOCAB)
-    init = partial(init_state, objective=objective, optimizer=descent, config=config, note_rows=6)
-    shapes = jax.eval_shape(init, 0)
-    places = sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded)
-    like, place = sharding.with_sharding(shapes, places), sharding.batch_sharding(mesh)
-    function = partial(train_step, objective=objective, optimizer=descent, config=config, mesh=mesh)
+    _, like = state_program(config, objective, descent, mesh, 6)
+    place = sharding.batch_sharding(mesh)
     batch = sharding.put_batch(batch_of(0), place)
-    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, batch).compile()
+    step = step_program(config, objective, descent, mesh, like).lower(like, batch).compile()
     return Run(step, like, place)
 
 

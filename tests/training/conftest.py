@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from jaxpretrain.data.tokenizer import CLS, NEITHER, SEP
 from jaxpretrain.objectives import Objective, build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.optimizer import optimizer
-from jaxpretrain.training.state import TrainState, init_state
-from jaxpretrain.training.step import train_step
+from jaxpretrain.training.programs import state_program, step_program
+from jaxpretrain.training.state import TrainState
 
 VOCAB = 208
 
@@ -91,14 +90,9 @@ def compile_step(
     """
     mesh = sharding.make_mesh(config, jax.devices()[:devices])
     objective, adam = objective or build(config, vocab_size), optimizer(config)
-    init = partial(init_state, objective=objective, optimizer=adam, config=config, note_rows=rows)
-    shapes = jax.eval_shape(init, config.train.seed)
-    places = sharding.state_sharding(mesh, shapes, notes_sharded=config.notes.sharded)
-    like = sharding.with_sharding(shapes, places)
+    make, like = state_program(config, objective, adam, mesh, rows)
     on_devices = sharding.put_batch(batch, sharding.batch_sharding(mesh))
-    function = partial(train_step, objective=objective, optimizer=adam, config=config, mesh=mesh)
-    step = jax.jit(function, out_shardings=(places, None), donate_argnums=0).lower(like, on_devices).compile(options)
-    make = jax.jit(init, out_shardings=places)
+    step = step_program(config, objective, adam, mesh, like).lower(like, on_devices).compile(options)
     return make, Run(config, objective, mesh, step, like, like, on_devices)
 
 
