@@ -1,7 +1,6 @@
 """Self-attention of one sequence, with what the positions add to it."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,6 @@ from jaxpretrain.models.position import PositionTerms, score_scale
 
 MASKED = -1e9  # a score that the softmax turns into 0, with gradients that stay finite
 BLOCK = 256  # queries at a time
-_SCORES = "qhd,khd->hqk"
 
 
 class Attention(nn.Module):
@@ -62,7 +60,7 @@ def word_scores(q: Array, k: Array) -> Array:
 
     The slope goes back in their own dtype: a GPU takes float32 times bfloat16 as a product of float32.
     """
-    return jnp.einsum(_SCORES, q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    return jnp.einsum("qhd,khd->hqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
 
 
 def _word_scores_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -70,7 +68,9 @@ def _word_scores_forward(q: Array, k: Array) -> tuple[Array, tuple[Array, Array]
 
 
 def _word_scores_backward(saved: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    return jax.vjp(partial(jnp.einsum, _SCORES), *saved)[1](slope.astype(saved[0].dtype))
+    q, k = saved
+    slope = slope.astype(q.dtype)
+    return jnp.einsum("hqk,khd->qhd", slope, k), jnp.einsum("hqk,qhd->khd", slope, q)
 
 
 word_scores.defvjp(_word_scores_forward, _word_scores_backward)
