@@ -6,6 +6,7 @@ A recipe in `configs/` starts from `sized(SIZE)` and changes a few fields; the c
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -331,6 +332,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + f.name] = value
     return flat
+
+
+def short_name(name: str, names: Iterable[str]) -> str:
+    """A field's name without its room, `position` of `model.position`, unless others of the names end alike."""
+    leaf = name.rsplit(".", 1)[-1]
+    return leaf if sum(other.rsplit(".", 1)[-1] == leaf for other in names) <= 1 else name
 
 
 def to_dict(config: Any) -> dict[str, Any]:

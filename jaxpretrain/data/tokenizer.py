@@ -112,13 +112,6 @@ class Tokenizer:
         """Number of pieces of a word as `words` cuts it, "▁" included."""
         return len(self._ids_of_word[word]) // 4
 
-    def encode_words(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a text, and for each id the number of its word in `words(normalise(text))`; both int32 [tokens]."""
-        words = text_rules.words(text_rules.normalise(text, self.lowercase))
-        ids = [self._ids_of_word[word] for word in words]
-        lengths = [len(i) // 4 for i in ids]
-        return np.frombuffer(b"".join(ids), np.int32), np.repeat(np.arange(len(words), dtype=np.int32), lengths)
-
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids. [UNK] and [MASK] are written out, the other special pieces left out."""
         shown = []

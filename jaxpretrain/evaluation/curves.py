@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten
+from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten, short_name
 from jaxpretrain.training import metrics
 from jaxpretrain.training.workdir import config_of
 
@@ -353,10 +353,5 @@ def _differing(configs: Sequence[Config]) -> list[str]:
 
 def _described(config: Config, fields: Sequence[str]) -> str:
     """`position=tupe_r, notes=True`: fields without their room, unless the name then says too little."""
-    flat, parts = flatten(config), []
-    leaves = [name.rsplit(".", 1)[-1] for name in flat]
-    for name in fields:
-        short = name.removesuffix(".enabled")
-        leaf = short.rsplit(".", 1)[-1]
-        parts.append(f"{leaf if leaves.count(leaf) <= 1 else short}={flat[name]}")
-    return ", ".join(parts)
+    flat = flatten(config)
+    return ", ".join(f"{short_name(name.removesuffix('.enabled'), flat)}={flat[name]}" for name in fields)

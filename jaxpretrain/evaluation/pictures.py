@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from sklearn.preprocessing import normalize
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.evaluation.curves import (
@@ -393,8 +394,7 @@ def _short(word: str) -> str:
 
 def _directions(vectors: np.ndarray) -> np.ndarray:
     """Rows less their mean, of length 1."""
-    centred = vectors - vectors.mean(0)
-    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    return normalize(vectors - vectors.mean(0))
 
 
 def _nearest(unit: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

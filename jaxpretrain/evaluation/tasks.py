@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpretrain.config import ConfigError, first_line
+from jaxpretrain.config import ConfigError
 from jaxpretrain.data.sources import tensorflow_data_sets
 from jaxpretrain.data.sources.files import check_file
 
@@ -253,16 +253,7 @@ def _builder(task: Task, name: str = "") -> Any:
 
 
 def _prepared(builder: Any, name: str) -> Any:
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
-
-    if not builder.is_prepared():
-        try:
-            builder.download_and_prepare()
-        except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
-            raise ConfigError(
-                f"task {name} cannot be downloaded ({first_line(error)}): give data_dir, a folder with GLUE's own files"
-            ) from error
+    tensorflow_data_sets.download(builder, f"task {name}", ": give data_dir, a folder with GLUE's own files")
     return builder
 
 
@@ -273,13 +264,9 @@ def _tfds_examples(builder: Any, task: Task, split: str, labelled: bool) -> Exam
     kind = np.int32 if task.classes else np.float64
     return Examples(
         [str(int(record["idx"])) for record in records],
-        [tuple(_text(record[feature]) for feature in features) for record in records],
+        [tuple(tensorflow_data_sets.as_text(record[feature]) for feature in features) for record in records],
         np.array([record["label"] for record in records], kind) if labelled else None,
     )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 # --- own tasks ---

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from jaxpretrain.config import Config, ConfigError, changed_fields, flatten, from_dict, is_free, to_dict
+from jaxpretrain.config import Config, ConfigError, changed_fields, flatten, from_dict, is_free, short_name, to_dict
 from jaxpretrain.data import rare_words
 from jaxpretrain.data import tokenizer as tokenizers
 from jaxpretrain.data.prepared import Corpus
@@ -36,14 +36,11 @@ def workdir_name(config: Config, recipe: Config) -> str:
 def overrides(config: Any, recipe: Any) -> list[str]:
     """The fields of a config that change the result and differ from its recipe's, as `position=relative`."""
     before, after = flatten(recipe), flatten(config)
-    leaves = [name.rsplit(".", 1)[-1] for name in after]
-    parts = []
-    for name, value in after.items():
-        if value != before[name] and not is_free(config, name):
-            leaf = name.rsplit(".", 1)[-1]
-            short = leaf if leaves.count(leaf) == 1 else name
-            parts.append(f"{short}={plain(str(value))}")
-    return parts
+    return [
+        f"{short_name(name, after)}={plain(str(value))}"
+        for name, value in after.items()
+        if value != before[name] and not is_free(config, name)
+    ]
 
 
 def plain(text: str) -> str:

@@ -30,7 +30,33 @@ class Records:
         records = builder.as_data_source(split=self.split)
         for index in range(self.start, self.end):
             value = records[index][self.feature]
-            yield from cut_document(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+            yield from cut_document(as_text(value))
+
+
+def as_text(value: bytes | str) -> str:
+    """A record's text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def download(builder: Any, name: str, instead: str = "") -> None:
+    """Prepares a data set if TFDS has not yet.
+
+    Args:
+        builder: of the data set.
+        name: what the error calls it.
+        instead: another way, for the end of the error.
+
+    Raises:
+        ConfigError: it cannot be downloaded.
+    """
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    if not builder.is_prepared():
+        try:
+            builder.download_and_prepare()
+        except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
+            raise ConfigError(f"{name} cannot be downloaded ({first_line(error)}){instead}") from error
 
 
 def resolve(value: str) -> Part:
@@ -115,9 +141,6 @@ def _builder(name: str) -> Any:
 
 
 def _prepare_data_set(builder: Any, name: str) -> None:
-    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-    from tensorflow_datasets.core.download.util import DownloadError
-
     if builder.is_prepared():
         return
     if isinstance(builder, library().core.BeamBasedBuilder):
@@ -129,11 +152,9 @@ def _prepare_data_set(builder: Any, name: str) -> None:
                     "pip install 'jaxpretrain[wikipedia]'"
                 )
     try:
-        builder.download_and_prepare()
+        download(builder, f"data.source='tfds:{name}'")
     except ImportError as error:
         raise ConfigError(f"data.source='tfds:{name}' cannot be generated: {first_line(error)}") from error
-    except (OSError, DownloadError, NonMatchingChecksumError) as error:  # no network is an OSError
-        raise ConfigError(f"data.source='tfds:{name}' cannot be downloaded: {first_line(error)}") from error
 
 
 def _text_feature(builder: Any, name: str) -> str:
