@@ -394,7 +394,7 @@ def _short(word: str) -> str:
 
 def _directions(vectors: np.ndarray) -> np.ndarray:
     """Rows less their mean, of length 1."""
-    return normalize(vectors - vectors.mean(0))
+    return np.asarray(normalize(vectors - vectors.mean(0)))
 
 
 def _nearest(unit: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
