@@ -89,17 +89,18 @@ class ELECTRA:
         present = (~padding).astype(losses.dtype)
         right = ((scores > 0) == (replaced > 0)).astype(losses.dtype) * present
         count, replaced_count = present.sum(), (replaced * present).sum()
-        # Pairs of a replaced and an original piece of one sequence that the scores put in order: in ascending order,
-        # the originals before each replaced one.
-        pair = (replaced * present, (1 - replaced) * present)
-        _, found, others = lax.sort((lax.stop_gradient(scores), *pair), num_keys=1)
         metrics |= notes_metrics | {
             "discriminator_loss": ((losses * present).sum(), count),
             "discriminator_accuracy": (right.sum(), count),
             "discriminator_recall": ((right * replaced).sum(), replaced_count),
-            "discriminator_auc": ((found * others.cumsum(-1)).sum(), (found.sum(-1) * others.sum(-1)).sum()),
             "replaced_share": (replaced_count, count),
         }
+        if key is None:  # evaluation: it takes a sort
+            # Pairs of a replaced and an original piece of one sequence that the scores put in order: in ascending
+            # order, the originals before each replaced one.
+            _, found, others = lax.sort((scores, replaced * present, (1 - replaced) * present), num_keys=1)
+            pairs = (found.sum(-1) * others.sum(-1)).sum()
+            metrics["discriminator_auc"] = ((found * others.cumsum(-1)).sum(), pairs)
         loss = generator_loss + config.loss_weight * (losses * batch["present"]).sum()
         return loss, Aux(metrics=metrics, contexts=contexts)
 
