@@ -44,8 +44,8 @@ def bandwidth() -> float:
 def variant_of(size: str, method: str, notes: int) -> Variant:
     """A method's step at one of `SIZES`, 128 tokens; `notes`: rows of the table."""
     layers, hidden, heads, batch, vocab = SIZES[size]
-    size = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch, "length": 128}
-    return make(of_size(VARIANTS[method], **size), vocab, notes)
+    shape = {"layers": layers, "hidden": hidden, "heads": heads, "batch": batch, "length": 128}
+    return make(of_size(VARIANTS[method], **shape), vocab, notes)
 
 
 def measured(size: str, method: str, rounds: int) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Model:
         """For each `[MASK]` in the text, the likeliest pieces and their probabilities, the likeliest first.
 
         Raises:
-            ValueError: there is no `[MASK]` in the text.
+            ValueError: there is no `[MASK]` in the text, or one lies beyond the tokens that the model takes.
         """
         from jaxpretrain.evaluation import trained
 

@@ -221,7 +221,7 @@ class FinetuneConfig:
     attention_dropout: float = 0.1
     select: str = "best"  # best | last: the epoch whose dev score counts
     notes: str = "drop"  # drop | fixed (TNF-F) | updated (TNF-U): what becomes of a run's notes
-    grid: str = "auto"  # vmap | loop; auto: one after another on a CPU, as one program elsewhere
+    grid: str = "auto"  # vmap | loop; auto: one after another on a CPU without at_once, as one program else
     at_once: int = 0  # trials in one program; 0: as many as memory holds
 
 

@@ -230,8 +230,8 @@ def judged(result: Result, metric: str) -> float:
 
 
 def standing(result: Result, metric: str) -> float:
-    """The same, for the choice of model and rate: a trial whose outputs were no numbers is behind all others."""
-    return judged(result, metric) if result.finite else -np.inf
+    """The same, for the choice of model and rate: a trial whose outputs are no numbers is behind all others."""
+    return judged(result, metric) if result.sound else -np.inf
 
 
 def write_summary(

@@ -116,12 +116,12 @@ def label_rows(model: Finetuned, path: str) -> list[dict[str, Any]]:
     return found
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
+def print_rows(rows: list[dict[str, Any]], decimals: int = 4) -> None:
     """Tab-separated: id, label and its probability, or id and score."""
     if rows and "score" in rows[0]:
         print("id\tscore")
         for row in rows:
-            print(f"{cell(row['id'])}\t{row['score']:.7g}")
+            print(f"{cell(row['id'])}\t{row['score']:.{decimals}f}")
         return
     print("id\tlabel\tprobability")
     for row in rows:
@@ -145,7 +145,9 @@ def main(argv: Sequence[str]) -> None:
     if (epath.Path(cli.WORKDIR.value) / finetuned.FILE_NAME).exists():
         if len(argv) < 2:
             raise ConfigError("a fine-tuned model labels the rows of a file: predict --workdir … FILE.tsv")
-        if asked := next((flag.name for flag in (EMBED, NOTES, QUIZ, STEP) if flag.value not in (False, None)), ""):
+        if asked := next(
+            (flag.name for flag in (EMBED, NOTES, QUIZ, STEP) if flag.value is not None and flag.value is not False), ""
+        ):
             raise ConfigError(f"--{asked}: is for the folder of a pre-training run; a fine-tuned model labels rows")
         model = finetuned.load_finetuned(cli.WORKDIR.value)
         for path in argv[1:]:
@@ -157,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
             if JSON.value:
                 print("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
             else:
-                print_rows(rows)
+                print_rows(rows, model.finetuner.task.decimals)
         return
     given = [os.fsencode(text) for text in argv[1:]] or sys.stdin.buffer
     texts = [line.decode(errors="replace").removesuffix("\n").removesuffix("\r") for line in given]

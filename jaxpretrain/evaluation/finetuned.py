@@ -134,7 +134,8 @@ def read_trials(workdir: epath.Path) -> list[Result]:
         try:
             values = json.loads(line)
             names = ("learning_rate", "seed", "epoch", "scores", "last", "finite")
-            found.append(Result(*(values[name] for name in names)))
+            sound = values["sound" if "sound" in values else "finite"]  # an earlier version did not tell them apart
+            found.append(Result(*(values[name] for name in names), sound=sound))
         except (ValueError, TypeError, KeyError):  # stopped while it was written, or damaged: that trial runs again
             continue
     return found
@@ -152,6 +153,7 @@ def write_trials(workdir: epath.Path, task: Task, results: list[Result]) -> None
                 "scores": result.scores,
                 "last": result.last,
                 "finite": result.finite,
+                "sound": result.sound,
             }
         )
         for result in results
@@ -169,7 +171,7 @@ def save_best(workdir: epath.Path, number: int, params: Any, notes: Notes | None
         notes: of the run, where they are kept.
         score: on the dev rows.
     """
-    checkpoints = Checkpointer(workdir / "checkpoints", keep=1, keep_best=True)
+    checkpoints = Checkpointer(workdir / "checkpoints", keep=1, keep_best=False)
     state = {"params": params} | ({} if notes is None else {"notes": {"table": notes.table, "written": notes.written}})
     checkpoints.save(number, state, {}, metric=-score)
     checkpoints.close()

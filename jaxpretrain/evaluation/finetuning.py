@@ -187,7 +187,8 @@ class Result:
         epoch: the one that counts, from 1.
         scores: by dev split and metric, at that epoch.
         last: the same at the last epoch.
-        finite: whether all its scores over the classes were numbers.
+        finite: whether its outputs were numbers at the end of every epoch.
+        sound: whether they were at the epoch that counts.
     """
 
     rate: float
@@ -196,6 +197,7 @@ class Result:
     scores: dict[str, dict[str, float]]
     last: dict[str, dict[str, float]]
     finite: bool
+    sound: bool
 
 
 class Grid:
@@ -287,7 +289,15 @@ class Grid:
             best, epoch_of = np.where(better, now, best), np.where(better, epoch, epoch_of)
             kept = self._better(jax.device_put(better, self._spread), (state.params, state.notes), kept)
         results = [
-            Result(rate, seed, int(epoch_of[i]) + 1, history[i][epoch_of[i]], history[i][-1], bool(finite[i]))
+            Result(
+                rate,
+                seed,
+                epoch=int(epoch_of[i]) + 1,
+                scores=history[i][epoch_of[i]],
+                last=history[i][-1],
+                finite=bool(finite[i]),
+                sound=bool(np.isfinite(best[i])),
+            )
             for i, (rate, seed) in enumerate(trials)
         ]
         return results, lambda i: jax.tree.map(lambda x: np.asarray(x[i]), kept)

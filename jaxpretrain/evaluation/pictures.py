@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
-from sklearn.preprocessing import normalize
 
 from jaxpretrain.config import ConfigError
 from jaxpretrain.evaluation.curves import (
@@ -394,7 +393,8 @@ def _short(word: str) -> str:
 
 def _directions(vectors: np.ndarray) -> np.ndarray:
     """Rows less their mean, of length 1."""
-    return np.asarray(normalize(vectors - vectors.mean(0)))
+    centred = vectors - vectors.mean(0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
 def _nearest(unit: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

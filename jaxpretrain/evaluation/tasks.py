@@ -39,6 +39,11 @@ class Task:
     quoted: bool = False  # its files: as spreadsheet programs write them, or as GLUE's are
     scale: tuple[float, float] = (0.0, 1.0)  # of a regression's labels: the model learns (label − mean) / deviation
 
+    @property
+    def decimals(self) -> int:
+        """Of a regression's predictions: GLUE's server takes three, own tasks get as many as their scale asks for."""
+        return 3 if self.bounds else max(0, 4 - math.floor(math.log10(self.scale[1])))
+
     def dev_score(self, split: str) -> str:
         """What the score of a dev set is called: the task, or `MNLI-m`, `MNLI-mm`."""
         return self.name if self.quoted else _SUBMISSIONS.get(split, self.name)
@@ -161,8 +166,7 @@ def write_submission(
         values = [task.classes[int(i)] for i in predictions]
     else:
         low, high = task.bounds or (-math.inf, math.inf)
-        digits = ".3f" if task.bounds else ".7g"
-        values = [f"{min(max(float(score), low), high):{digits}}" for score in predictions]
+        values = [f"{min(max(float(score), low), high):.{task.decimals}f}" for score in predictions]
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = [("index", "prediction"), *zip(ids, values, strict=True)]
         file.writelines(f"{cell(index)}\t{cell(value)}\n" for index, value in rows)

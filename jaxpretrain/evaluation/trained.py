@@ -1,6 +1,5 @@
 """A trained model: read from a run's folder, and put to work on texts."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -131,12 +130,12 @@ def fill_masks(run: Trained, texts: Sequence[str], top: int = 5, batch_size: int
     """
     rows = [to_ids(run.tokenizer, text, max_positions(run.config)) for text in texts]
     top = min(top, run.tokenizer.vocab_size)
-    for text, row in zip(texts, rows, strict=True):
+    for number, (text, row) in enumerate(zip(texts, rows, strict=True), 1):
         if (kept := row.count(MASK)) < text.count(MASK_TEXT):
             longest = max_positions(run.config)
             raise ConfigError(
-                f"{MASK_TEXT} number {kept + 1} lies beyond the {longest} tokens that the model takes: "
-                f"shorten {textwrap.shorten(text, 80, placeholder=' …')!r}"
+                f"text {number}, {' '.join(text.split())[:60]!r}: {MASK_TEXT} number {kept + 1} lies beyond the "
+                f"{longest} tokens that the model takes: shorten the text"
             )
     answers: list[list[dict[str, float]]] = []
     for tokens in batches(rows, batch_size, max_positions(run.config)):

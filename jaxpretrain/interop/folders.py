@@ -16,19 +16,23 @@ from jaxpretrain.training.storage import is_local
 def written_whole(folder: str | Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` at the end and vanishes if something fails.
 
+    Where `folder` is there already, empty, it is filled at the end, file by file: a shell may stand in it, or it may be
+    another disk's.
+
     Raises:
         ConfigError: `folder` holds something, or lies in a bucket.
     """
     if not is_local(folder):
         raise ConfigError(f"{folder}: give a folder on this machine, and copy it to the bucket")
     folder = Path(folder).expanduser().resolve()  # "." has no name, and nothing can be renamed to a link
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = folder.exists()
+    if there and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is not empty; give a new folder")
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial = (folder if there else folder.parent) / f".{folder.name}.{secrets.token_hex(4)}"
     partial.mkdir(parents=True)
     try:
         yield partial
-        if folder.exists():  # it stays itself: a shell may stand in it
+        if there:
             for path in partial.iterdir():
                 path.rename(folder / path.name)
         else:

@@ -192,7 +192,7 @@ def write_run(config: Config, params: Params, workdir: str | Path, tokenizer: di
     """
     vocab_size = len(params["encoder"]["embedder"]["tokens"])
     shapes = jax.eval_shape(build(config, vocab_size).init, jax.random.key(0))
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), fitted(params, shapes, str(workdir)))
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), fitted(params, shapes, "the model to import"))
     with written_whole(workdir) as folder:
         checkpoints = Checkpointer(folder / "checkpoints", keep=1, keep_best=False)
         checkpoints.save(0, {"params": params}, NO_CORPUS)

@@ -58,7 +58,8 @@ class Attention(nn.Module):
 def word_scores(q: Array, k: Array) -> Array:
     """q kᵀ, [H, queries, T], in float32 at least, for q [queries, H, d] and k [T, H, d].
 
-    The slope goes back in their own dtype: a GPU takes float32 times bfloat16 as a product of float32.
+    Their gradients are products in their own dtype, of the scores' gradient rounded to it: a GPU takes a product of
+    float32 and bfloat16 as one of float32.
     """
     return jnp.einsum("qhd,khd->hqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
 

@@ -138,6 +138,19 @@ def test_a_trial_without_numbers_is_behind_all_others(config, rows: Path, tmp_pa
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in answers)
 
 
+def test_a_regression_of_large_numbers(config, rows: Path, tmp_path: Path):
+    """Learnt by their scale, answered in their unit."""
+    table = tmp_path / "prices.tsv"
+    texts = [line.split("\t") for line in rows.read_text().splitlines()[1:]]
+    lines = [f"{text}\t{4000 if label == 'with' else 3000}.5" for text, label in texts]
+    table.write_text("text\tscore\n" + "\n".join(lines) + "\n")
+    asked = replace(config, task=f"tsv:{table}", learning_rates=(1e-2,), seeds=1, epochs=4)
+    assert finetune(asked, load(asked.task), tmp_path / "out")["eval/glue/prices"] > 0.5
+    scores = np.array([answer["score"] for answer in label_rows(load_finetuned(tmp_path / "out"), str(table))])
+    assert 2500 < scores.min() < 3200
+    assert 3300 < scores.max() < 4500
+
+
 def test_the_best_model_labels_rows(done: Path, rows: Path, tmp_path: Path):
     model = load_finetuned(done)
     answers = label_rows(model, str(rows))

@@ -76,7 +76,7 @@ def test_text_longer_than_the_model_is_cut(model):
 
 
 def test_a_mask_where_the_text_is_cut(model):
-    with pytest.raises(ConfigError, match=r"\[MASK\] number 2 lies beyond the 16 tokens that the model takes"):
+    with pytest.raises(ConfigError, match=r"text 2, .*: \[MASK\] number 2 lies beyond the 16 tokens"):
         fill_masks(model, ["a [MASK]", "[MASK] " + "word " * 500 + "[MASK]"])
 
 
@@ -129,7 +129,7 @@ def test_labels_and_ids_come_out_as_they_went_in(capsys):
     expected = [[row["id"], row["label"], "0.7500"] for row in rows]
     assert found == [["id", "label", "probability"], *expected]
     print_rows([{"id": "1\t2", "score": 0.5}])
-    assert capsys.readouterr().out == 'id\tscore\n"1\t2"\t0.5\n'
+    assert capsys.readouterr().out == 'id\tscore\n"1\t2"\t0.5000\n'
 
 
 def test_programs_are_made_once(finished: Path, monkeypatch: pytest.MonkeyPatch):

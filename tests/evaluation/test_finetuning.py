@@ -181,6 +181,7 @@ def test_an_epoch_without_numbers_is_not_the_best(monkeypatch: pytest.MonkeyPatc
     assert result.last["dev"]["accuracy"] == 1.0 >= result.scores["dev"]["accuracy"]
     assert result.epoch < 3
     assert not result.finite
+    assert result.sound
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(model_of(0)[0]))
 
 

@@ -620,7 +620,12 @@ def test_submissions_of_own_tasks(tmp_path: Path):
     with path.open(newline="") as file:
         assert list(csv.reader(file, "excel-tab")) == [["index", "prediction"], ['x"', "a\tb"], ["y\rz", "c"]]
     path = write_submission(tmp_path, Task("mine", ("text",), "score", (), ("pearson",)), "test", ["x"], [-7.25])
-    assert path.read_text() == "index\tprediction\nx\t-7.25\n"
+    assert path.read_text() == "index\tprediction\nx\t-7.2500\n"
+    for mean, deviation in ((1.7e9, 11.5), (3e-4, 1e-4)):  # dates in seconds; very small numbers
+        task_ = Task("mine", ("text",), "score", (), ("pearson",), scale=(mean, deviation))
+        scores = mean + deviation * np.array([-1, 0.001, 1])
+        rows = write_submission(tmp_path, task_, "test", ["x", "y", "z"], scores).read_text().split()[2:]
+        np.testing.assert_allclose(np.array(rows[1::2], float), scores, atol=1e-3 * deviation, rtol=0)
     with pytest.raises(ValueError, match="shorter"):
         write_submission(tmp_path, task, "test", ["x", "y"], np.array([0]))
 

@@ -517,7 +517,7 @@ def test_an_import_is_there_whole_or_not_at_all(bert: Path, tmp_path: Path, monk
 def test_parameters_that_do_not_fit_are_named(make_run, tmp_path: Path) -> None:
     run = load_run(make_run())
     params = run.params | {"head": run.params["head"] | {"bias": np.zeros(3)}}
-    with pytest.raises(ConfigError, match=r"parameter head/bias is \(3,\) there and"):
+    with pytest.raises(ConfigError, match=r"the model to import: parameter head/bias is \(3,\) there and"):
         write_run(run.config, params, tmp_path / "run")
 
 
