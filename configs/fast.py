@@ -1,4 +1,4 @@
-"""TUPE-R with Muon for the matrices of the layers and 40 % of the places masked: the lowest loss found at `tiny`.
+"""TUPE-R with Muon for the matrices and 40 % of the places masked: the lowest loss found at `tiny`.
 
     python -m jaxpretrain.train --config configs/fast.py
 

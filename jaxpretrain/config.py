@@ -121,7 +121,7 @@ class NotesConfig:
 class OptimConfig:
     """Adam, or Muon and Adam, with decoupled weight decay, a clipped gradient and a warm-up."""
 
-    name: str = "adam"  # adam | muon: Muon for the matrices of the layers, Adam for the rest
+    name: str = "adam"  # adam | muon: Muon for the matrices of layers and positions, Adam for the rest
     learning_rate: float = 1e-3  # the peak, of Adam
     muon_rate: float = 0.02  # the same of Muon
     muon_beta: float = 0.95  # Muon's momentum; beta1, beta2 and eps are Adam's

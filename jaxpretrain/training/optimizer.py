@@ -12,13 +12,15 @@ from optax.contrib import MuonDimensionNumbers
 
 from jaxpretrain.config import Config
 
-# Of a layer's kernels, the axes that a product sums over and those that it makes. Along the others lie matrices of
-# their own: the layers, and the three of `qkv`.
+# Of a layer's kernels, and of those of the positions, U_Q and U_K, the axes that a product sums over and those that it
+# makes. Along the others lie matrices of their own: the layers, and the three of `qkv`.
 MATRICES = {
-    "qkv": MuonDimensionNumbers((1,), (3, 4)),
-    "out": MuonDimensionNumbers((1, 2), (3,)),
-    "ffn_in": MuonDimensionNumbers((1,), (2,)),
-    "ffn_out": MuonDimensionNumbers((1,), (2,)),
+    ("layers", "qkv"): MuonDimensionNumbers((1,), (3, 4)),
+    ("layers", "out"): MuonDimensionNumbers((1, 2), (3,)),
+    ("layers", "ffn_in"): MuonDimensionNumbers((1,), (2,)),
+    ("layers", "ffn_out"): MuonDimensionNumbers((1,), (2,)),
+    ("positions", "query"): MuonDimensionNumbers((0,), (1, 2)),
+    ("positions", "key"): MuonDimensionNumbers((0,), (1, 2)),
 }
 NEWTON_SCHULZ_ROUNDS = 5  # of three products each; more do not pay, says the paper
 
@@ -65,17 +67,22 @@ def clipping(config: Config) -> optax.GradientTransformation:
 
 
 def matrices(params: Any) -> Any:
-    """How Muon sees each parameter: the kernels of the layers as matrices; None: Adam's, as all the rest is."""
+    """How Muon sees each parameter: the kernels of the layers and positions as matrices; None: Adam's, as the rest is.
+
+    Under Adam, at the rates that Muon allows, U_Q and U_K grow until a head sees nothing but `[CLS]` (docs/study.md).
+    """
 
     def seen(path: tuple, _: Any) -> MuonDimensionNumbers | None:
-        names = [key.key for key in path]
-        return MATRICES[names[-2]] if "layers" in names and names[-1] == "kernel" else None
+        match [key.key for key in path]:
+            case [_, room, *_, name, "kernel"]:  # such as encoder, layers, attention, qkv
+                return MATRICES.get((room, name))
+        return None
 
     return jax.tree_util.tree_map_with_path(seen, params)
 
 
 def muon(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Clip, then Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of the layers.
+    """Clip, then Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of layers and positions.
 
     Their momentum is made nearly orthogonal before it is taken off, at a rate of its own: so a step moves all
     directions of a matrix about as far, also those that gradients seldom point to. All other parameters are Adam's.

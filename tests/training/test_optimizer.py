@@ -165,9 +165,11 @@ def of_a_model(objective: str = "mlm") -> tuple[Config, Any, Any]:
 
 
 def as_matrices(kernel: Any, name: str) -> np.ndarray:
-    """[L, D, 3, H, d], [L, H, d, D] or [L, D, F] → what products multiply by, [..., in, out]."""
+    """[L, D, 3, H, d], [L, H, d, D], [L, D, F] or [D, H, d] → what products multiply by, [..., in, out]."""
     if name == "qkv":
         return np.moveaxis(np.asarray(kernel).reshape(*kernel.shape[:3], -1), 2, 1)
+    if name in ("query", "key"):
+        return np.asarray(kernel).reshape(len(kernel), -1)
     return np.asarray(kernel).reshape(len(kernel), -1, kernel.shape[-1])
 
 
@@ -175,8 +177,10 @@ def test_muon_moves_every_direction_of_a_matrix_as_far():
     config, params, grads = of_a_model()
     updates, _ = optimizer(config).update(grads, optimizer(config).init(params), params)
     found = updates["encoder"]["layers"]
-    for room, name in (("attention", "qkv"), ("attention", "out"), (None, "ffn_in"), (None, "ffn_out")):
-        kernel = (found[room] if room else found)[name]["kernel"]
+    kernels = {name: found["attention"][name]["kernel"] for name in ("qkv", "out")}
+    kernels |= {name: found[name]["kernel"] for name in ("ffn_in", "ffn_out")}
+    kernels |= {name: updates["encoder"]["positions"][name]["kernel"] for name in ("query", "key")}
+    for name, kernel in kernels.items():
         each = as_matrices(kernel, name)
         lengths = np.linalg.svd(each, compute_uv=False) / config.optim.muon_rate
         lengths /= max(1, each.shape[-1] / each.shape[-2]) ** 0.5
@@ -184,12 +188,13 @@ def test_muon_moves_every_direction_of_a_matrix_as_far():
         assert lengths.max() < 1.3, name
 
 
-KERNELS = {"attention/qkv/kernel", "attention/out/kernel", "ffn_in/kernel", "ffn_out/kernel"}
+OF_LAYERS = {f"layers/{name}/kernel" for name in ("attention/qkv", "attention/out", "ffn_in", "ffn_out")}
+KERNELS = OF_LAYERS | {"positions/query/kernel", "positions/key/kernel"}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_muon_takes_the_kernels_of_all_layers_and_adam_the_rest(objective: str):
-    """The second network's layers too; biases, layer norms, embeddings, positions and heads are Adam's."""
+def test_muon_takes_the_kernels_of_layers_and_positions_and_adam_the_rest(objective: str):
+    """The second network's too; biases, layer norms, tables and heads are Adam's."""
     config, params, grads = of_a_model(objective)
     config.optim.weight_decay = 0.1
     theirs = dataclasses.replace(config, optim=dataclasses.replace(config.optim, name="adam"))
@@ -201,7 +206,7 @@ def test_muon_takes_the_kernels_of_all_layers_and_adam_the_rest(objective: str):
             found, state = update.update(jax.tree.map(lambda x: factor * x, grads), state, params)  # noqa: B023
         taken.append(found)
     networks = {"encoder"} | ({"generator", "controller"} & params.keys())
-    of_muon = {f"{network}/layers/{kernel}" for network in networks for kernel in KERNELS}
+    of_muon = {f"{network}/{kernel}" for network in networks for kernel in KERNELS}
     for (path, mine), (_, adams) in zip(*map(jax.tree_util.tree_leaves_with_path, taken), strict=True):
         name = "/".join(key.key for key in path)
         same = np.allclose(mine, adams, rtol=1e-4, atol=1e-9)
