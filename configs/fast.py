@@ -2,7 +2,7 @@
 
     python -m jaxpretrain.train --config configs/fast.py
 
-3.90 where TUPE-R ends at 4.45 after as many steps, which are 1.6 times as dear in FLOPs here: fewer with larger batches
+3.85 where TUPE-R ends at 4.45 after as many steps, which are 1.6 times as dear in FLOPs here: fewer with larger batches
 (docs/study.md, benchmarks/records/fast-tiny; one seed). What it does at other sizes is not known.
 """
 
@@ -13,6 +13,6 @@ def get_config(size: str = "tiny") -> Config:
     config = sized(size)
     config.name = "fast"
     config.model.position = "tupe_r"
-    config.optim.name = "muon"
+    config.optim.name, config.optim.muon_rate = "muon", 0.01
     config.objective.mask_rate = 0.4
     return config
