@@ -25,7 +25,7 @@ from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.evaluation.labelled import Bucket, in_order, order_in_bucket, sequence_of_buckets
 from jaxpretrain.evaluation.scores import score
 from jaxpretrain.evaluation.tasks import Examples, Task
-from jaxpretrain.models.encoder import Encoder, compute_dtype
+from jaxpretrain.models.encoder import Encoder, compute_dtype, fold_in
 from jaxpretrain.models.heads import ClassifierHead
 from jaxpretrain.notes import Notes
 from jaxpretrain.objectives.base import mean_weights
@@ -129,7 +129,7 @@ class Finetuner:
             notes=input_notes,
             keys=keys,
         )
-        head_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, 1 << 20)
+        head_keys = fold_in(keys, 1 << 20)
 
         def classify(x: Array, key: Array | None) -> Array:
             return self.head.apply({"params": params["head"]}, x, key)  # type: ignore[return-value]

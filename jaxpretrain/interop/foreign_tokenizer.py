@@ -68,7 +68,7 @@ class ForeignTokenizer(Tokenizer):
         self._marks_start = model["type"] in ("Unigram", "BPE")
 
     def save(self, folder: str | Path) -> Path:
-        """Writes `tokenizer.json`, all that `load` needs, and returns its path."""
+        """Writes `tokenizer.json`, all that `load_tokenizer` needs, and returns its path."""
         path = Path(folder) / FILE_NAME
         write_json(path, self.values)
         return path
