@@ -13,6 +13,6 @@ def get_config(size: str = "tiny") -> Config:
     config = sized(size)
     config.name = "fast"
     config.model.position = "tupe_r"
-    config.optim.name, config.optim.muon_rate = "muon", 0.01
+    config.optim.name = "muon"
     config.objective.mask_rate = 0.4
     return config

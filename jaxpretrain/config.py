@@ -77,7 +77,7 @@ class ModelConfig:
     dtype: str = "auto"  # of matrix products; auto: bfloat16 on TPU and GPU (from capability 8), float32 elsewhere
     attention: str = "plain"  # plain | blockwise (long sequences) | fused (cuDNN on GPU; refuses attention_dropout)
     layer_loop: str = "auto"  # scan | unroll; auto: unroll on CPU up to 12 layers without remat, else scan
-    remat: bool = False  # recompute each layer in the backward pass: a quarter of the memory, a tenth more time
+    remat: bool = False  # recompute each layer in the backward pass: a fifth of its memory, up to a third more products
 
 
 @dataclass
@@ -123,7 +123,7 @@ class OptimConfig:
 
     name: str = "adam"  # adam | muon: Muon for the matrices of layers and positions, Adam for the rest
     learning_rate: float = 1e-3  # the peak, of Adam
-    muon_rate: float = 0.02  # the same of Muon
+    muon_rate: float = 0.01  # the same of Muon
     muon_beta: float = 0.95  # Muon's momentum; beta1, beta2 and eps are Adam's
     warmup_steps: int = 250
     decay: str = "linear"  # linear | cosine | constant: from the peak at the end of the warm-up to 0 at train.steps

@@ -2,7 +2,7 @@
 
     python -m jaxpretrain.predict --workdir runs/tupe-tiny "Returns the [MASK] of the list."
     python -m jaxpretrain.predict --workdir runs/tupe-tiny --embed "One sentence." "Another one."
-    python -m jaxpretrain.predict --workdir runs/tnf-tiny --notes "algorithm"
+    python -m jaxpretrain.predict --workdir runs/tnf-tiny --notes "monday"
     python -m jaxpretrain.predict --workdir runs/mcbert-tiny --quiz "Returns the length of the list."
     python -m jaxpretrain.predict --workdir runs/tupe-tiny/finetuned/MRPC rows.tsv
 

@@ -324,6 +324,11 @@ def print_table(
             f"note: {corpus.valid_tokens:,} held-out tokens say little: is there a blank line between documents? "
             "More are held out by --config.data.held_out=0.1"
         )
+    if (warmup := config.optim.warmup_steps) > config.train.steps / 2:
+        print(
+            f"note: the learning rate rises for {warmup:,} steps and has {max(config.train.steps - warmup, 0):,} to fall: "
+            f"--config.optim.warmup_steps={config.train.steps // 10} is a tenth of the run"
+        )
 
 
 def say_what_next(workdir: epath.Path, headline: str, result: dict[str, float]) -> None:

@@ -114,6 +114,16 @@ def test_the_end_tells_how_to_go_on(finished: Path, tiny, run_train, capsys: pyt
     assert after == before
 
 
+def test_notes_of_what_is_likely_a_mistake(tiny, run_train, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    few = {"data.held_out": 0.001, "train.steps": 10, "eval.every": 0}
+    run_train(tiny(**few, **{"optim.warmup_steps": 8}), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "held-out tokens say little" in out
+    assert "rises for 8 steps and has 2 to fall: --config.optim.warmup_steps=1 " in out
+    run_train(tiny(**few, **{"optim.warmup_steps": 5}), tmp_path / "other")
+    assert "to fall" not in capsys.readouterr().out
+
+
 # --- stopping and going on ---
 
 
@@ -123,7 +133,7 @@ def test_a_killed_run_with_muon_ends_like_one_that_was_not(tiny, run_train, tmp_
     workdir = stopped_after(10, tmp_path / "undisturbed", tmp_path / "run")
     run_train(config, workdir)
     assert_same_run(workdir, tmp_path / "undisturbed")
-    assert metrics.read(workdir)[-1]["train/muon_rate"] == pytest.approx(0.02 / 25)
+    assert metrics.read(workdir)[-1]["train/muon_rate"] == pytest.approx(config.optim.muon_rate / 25)
 
 
 @pytest.mark.parametrize("step", [10, 20])
