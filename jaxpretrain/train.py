@@ -47,6 +47,7 @@ from jaxpretrain.training.phases import Phase, batches, phases, tokens_per_step_
 from jaxpretrain.training.profile import Profile
 from jaxpretrain.training.programs import state_program, step_program
 from jaxpretrain.training.signals import Signals
+from jaxpretrain.training.storage import write_whole
 from jaxpretrain.training.workdir import (
     check_pieces,
     check_resume,
@@ -125,7 +126,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     if restored is not None:
         state, host = restored
     else:
-        state, host = init(config.train.seed), {"seconds": 0.0}
+        state, host = init(config.train.seed), {"seconds": 0.0, "flops": 0}
         if config.init_from:
             check_pieces(config.init_from, corpus)
             taken = params_of_run(config, like.params)
@@ -135,7 +136,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     start, steps = int(state.step), config.train.steps
     done = workdir / "DONE"
     if start == steps and done.exists():
-        result = json.loads(done.read_text())
+        result: dict[str, float] = json.loads(done.read_text())
         print(f"{workdir} is done: {steps} steps; more with --config.train.steps={2 * steps}")
         say_what_next(workdir, objective.headline, result)
         return result
@@ -173,7 +174,8 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
     tokens_per_step, headline = tokens_per_step_of(config), f"eval/{objective.headline}"
     window, window_steps = Average(), 0
     seconds = host["seconds"]  # of training alone, over all resumes
-    result: dict[str, float] = {}
+    spent = host.get("flops", flops_of(start)) - flops_of(start)  # besides: a lengthened run's phases lay elsewhere
+    result = {}
     on_screen = (objective.headline, "mlm_accuracy", "choice_accuracy", "discriminator_accuracy", "unigram_loss")
     wish, saved_step = hosts.GO_ON, start
     redraw = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs no more
@@ -247,7 +249,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
                 "speed/tokens_per_second": window_steps * tokens_per_step / elapsed,
                 "speed/step_ms": 1e3 * elapsed / window_steps,
                 "total/tokens": step * tokens_per_step,
-                "total/flops": flops_of(step),
+                "total/flops": spent + flops_of(step),
                 "total/seconds": seconds,
             }
             if peak:
@@ -261,7 +263,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
                 bar.write(f"step {step:>7,}  held out: {', '.join(shown)}")
             writer.write(step, line)
             if save_due:
-                host = {"seconds": seconds, "evaluated": eval_due} | marks
+                host = {"seconds": seconds, "flops": spent + flops_of(step), "evaluated": eval_due} | marks
                 judged = eval_due and objective.ranks_checkpoints
                 checkpoints.save(step, state, host, metric=result[headline] if judged else None)
                 saved_at, saved_step, wish = time.perf_counter(), step, hosts.GO_ON
@@ -275,7 +277,7 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
 
     result = result or evaluate(state)  # empty: stopped between the last step and DONE
     if hosts.first():
-        done.write_text(json.dumps({"step": steps} | result) + "\n")
+        write_whole(done, (json.dumps({"step": steps} | result) + "\n").encode())
     say_what_next(workdir, objective.headline, result)
     return result
 
@@ -298,7 +300,8 @@ def print_table(
     start: int,
 ) -> None:
     """One table of what is about to run."""
-    tokens = tokens_per_step_of(config)
+    tokens, length = tokens_per_step_of(config), config.data.sequence_length
+    read = tokens * (length - 2) // length  # of the text: each sequence has [CLS] and [SEP] besides
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     needed = memory.needed(programs.values())
     gigabytes = f"{needed / 2**30:.2f} GiB per device" if needed else "not known"
@@ -313,7 +316,7 @@ def print_table(
         f"{flops_per_step / tokens / 1e6:,.1f} MFLOP per token; {config.train.steps:,} steps{after}",
         "devices": f"{len(devices)} x {devices[0].device_kind}, mesh {dict(mesh.shape)}, {gigabytes}",
         "corpus": f"{config.data.source}: {corpus.train_tokens:,} tokens in {corpus.vocab_size:,} pieces "
-        f"({config.train.steps * tokens / max(corpus.train_tokens, 1):.1f} passes), "
+        f"({config.train.steps * read / max(corpus.train_tokens, 1):.1f} passes), "
         f"{corpus.valid_tokens:,} held out, fingerprint {corpus.fingerprint[:12]}",
         **({"notes": f"{corpus.note_rows:,} rare words"} if config.notes.enabled else {}),
         "compiled": f"in {compile_seconds:.1f} s",
@@ -325,8 +328,9 @@ def print_table(
             "More are held out by --config.data.held_out=0.1"
         )
     if (warmup := config.optim.warmup_steps) > config.train.steps / 2:
+        falls = max(config.train.steps - warmup, 0)
         print(
-            f"note: the learning rate rises for {warmup:,} steps and has {max(config.train.steps - warmup, 0):,} to fall: "
+            f"note: the learning rate rises for {warmup:,} steps and has {falls:,} to fall: "
             f"--config.optim.warmup_steps={config.train.steps // 10} is a tenth of the run"
         )
 

@@ -18,7 +18,7 @@ from jaxpretrain.data.tokenizer import CLS, PAD, SEP
 
 Batch = dict[str, np.ndarray]
 
-_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches; reading one takes microseconds
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,17 @@ def train_dataset(
             "more text, or lower one of the two"
         )
     numbers = np.arange(batch_size, dtype=np.int32)[rows or slice(None)]
+    order = grain.MapDataset.range(examples).shuffle(seed=seed).repeat()
 
-    def gather(indices: np.ndarray) -> Batch:
-        examples = indices[numbers]
+    def gather(step: int) -> Batch:
+        examples = np.array([order[step * batch_size + row] for row in numbers.tolist()])
         return {
             "tokens": _examples(stream, examples, sequence_length),
             "words": _word_marks(stream, examples, sequence_length),
             "rows": numbers,
         }
 
-    return grain.MapDataset.range(examples).shuffle(seed=seed).repeat().batch(batch_size).map(gather)
+    return grain.MapDataset.range(len(order) // batch_size).map(gather)
 
 
 def train_batches(
@@ -88,7 +89,7 @@ def train_batches(
 def eval_batches(
     corpus: Corpus, *, batch_size: int, sequence_length: int, examples: int, rows: slice | None = None
 ) -> Iterator[Batch]:
-    """Held-out batches in the order of the text, `examples` sequences at most.
+    """Held-out batches in the order of the text: `examples` sequences at most, evenly spread over it.
 
     The last batch is filled up with rows of [PAD]. Text that fills no sequence gives one, padded.
 
@@ -97,12 +98,13 @@ def eval_batches(
         them).
     """
     stream = _open(corpus.valid_shards, corpus.valid_occurrences, corpus.vocab_size)
-    count = min(examples, max(1, corpus.valid_tokens // (sequence_length - 2)))
+    there = max(1, corpus.valid_tokens // (sequence_length - 2))
+    count = min(examples, there)
     for first in range(0, count, batch_size):
         numbers = np.arange(first, first + batch_size, dtype=np.int32)[rows or slice(None)]
         tokens = np.full((len(numbers), sequence_length), PAD, np.int32)
         words = np.zeros_like(tokens)
-        real = numbers[numbers < count]
+        real = numbers[numbers < count].astype(np.int64) * there // count
         tokens[: len(real)] = _examples(stream, real, sequence_length)
         words[: len(real)] = _word_marks(stream, real, sequence_length)
         yield {"tokens": tokens, "words": words, "rows": numbers}

@@ -6,6 +6,7 @@ are run over all units is the one thing that varies, here or on the machines of 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -91,28 +92,53 @@ def _prepare(config: DataConfig, notes: NotesConfig, progress: bool, machines: M
     settings["source"] = [[part.kind, part.value, part.identity] for part in parts]
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = _cache_dir(config) / f"{corpus_source.slug(config.source)}-{key}"
-    if folder.is_dir():
-        try:
-            return load(folder)
-        except ValueError as error:
-            _log.warning("%s; the corpus is prepared again", error)
+    with contextlib.suppress(ValueError):
+        return load(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            if time.time() - left.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
-        scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-        try:
-            scratch.mkdir()  # not by tempfile, which lets nobody else read it
-            _build(config, notes, parts, own, settings, scratch, progress, machines)
-            _put_in_place(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        with _alone(folder):
+            if folder.is_dir():
+                try:
+                    return load(folder)  # another process was faster
+                except ValueError as error:
+                    _log.warning("%s; the corpus is prepared again", error)
+            for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - left.stat().st_mtime > _ABANDONED:
+                        shutil.rmtree(left, ignore_errors=True)
+            scratch = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            try:
+                scratch.mkdir()  # not by tempfile, which lets nobody else read it
+                _build(config, notes, parts, own, settings, scratch, progress, machines)
+                _put_in_place(scratch, folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ConfigError(
             f"data.cache_dir={str(folder.parent)!r}: cannot write the prepared corpus: {error.strerror or error}"
         ) from error
     return load(folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of the processes on this machine that would prepare the same text, one at a time."""
+    path = folder.with_name(f".{folder.name}.lock")
+    with contextlib.ExitStack() as stack:
+        while True:
+            lock = stack.enter_context(path.open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.warning("%s: another process is preparing it; waiting", folder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:  # no locks on this file system: each for itself, and the last one's folder stays
+                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    break  # else its holder took the file away
+        stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
 def _settings(config: DataConfig, notes: NotesConfig, own: tokenizers.Tokenizer | None) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array, lax
 from jax.sharding import Mesh
 
 from jaxpretrain.config import Config
 from jaxpretrain.data.batches import eval_batches
 from jaxpretrain.data.prepared import Corpus
-from jaxpretrain.notes import summary
+from jaxpretrain.notes import Notes, summary
 from jaxpretrain.objectives import build
+from jaxpretrain.objectives.base import Batch, Metrics
 from jaxpretrain.training.metrics import Average
 from jaxpretrain.training.sharding import batch_sharding, local_rows, put_batch, replicated
 from jaxpretrain.training.state import TrainState
@@ -29,7 +31,12 @@ class Evaluation:
         objective = build(config, corpus.vocab_size)
         counts = np.asarray(corpus.counts, np.float64) + 1  # add-one: a piece may be absent from the training text
         self._unigram = jax.device_put(np.log(counts / counts.sum()).astype(np.float32), replicated(mesh))
-        self._step = jax.jit(partial(eval_step, objective=objective, config=config, mask_key=jax.random.key(MASK_SEED)))
+        step = partial(eval_step, objective=objective, config=config, mask_key=jax.random.key(MASK_SEED))
+
+        def with_whole_weights(params: Any, notes: Notes | None, batch: Batch, unigram: Array) -> Metrics:
+            return step(lax.with_sharding_constraint(params, replicated(mesh)), notes, batch, unigram)  # as in training
+
+        self._step = jax.jit(with_whole_weights)
         self._summary = jax.jit(partial(summary, rows=corpus.note_rows))
         self._config, self._corpus, self._mesh = config, corpus, mesh
 

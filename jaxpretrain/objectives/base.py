@@ -9,6 +9,7 @@ from jax import Array
 from jaxpretrain import notes as notes_lib
 from jaxpretrain.config import Config, NotesConfig, ObjectiveConfig
 from jaxpretrain.data.masking import mask_tokens
+from jaxpretrain.data.tokenizer import PAD
 from jaxpretrain.models.encoder import Encoder, InputNotes
 from jaxpretrain.notes import Notes
 
@@ -49,13 +50,14 @@ def mean_weights(members: Array) -> Array:
 def read_notes(
     notes: Notes | None, batch: Batch, inputs: Array, config: NotesConfig
 ) -> tuple[InputNotes | None, Metrics]:
-    """The notes that a network which sees `inputs`, int [B, T], has in its input, and how many occurrences that is."""
+    """The notes that a network which sees `inputs`, int [B, T], has in its input, and how many a sequence they are."""
     if notes is None:
         return None, {}
     occurrences = batch["occurrences"]
     read = notes_lib.intact(occurrences, batch["tokens"], inputs).sum(dtype=jnp.float32)
     found = notes_lib.lookup(notes, occurrences, batch["tokens"], inputs, config)
-    return found, {"notes_read": (read, jnp.ones(()))}
+    sequences = (inputs != PAD).any(1).sum(dtype=jnp.float32)
+    return found, {"notes_read": (read, sequences)}
 
 
 class Objective(Protocol):

@@ -109,7 +109,7 @@ class ELECTRA:
     ) -> Array:
         """The generator's vectors, [B, T, its hidden]."""
         generator = self.generator_params(params)
-        return self.generator.apply(generator, inputs, padding=padding, notes=notes, keys=keys)
+        return self.generator.apply(generator, inputs, padding=padding, notes=notes, keys=fold_in(keys, 0))
 
     def generator_params(self, params: Params) -> Params:
         """The generator's encoder, with the tables that it shares."""

@@ -116,7 +116,7 @@ class MCBERT:
         table, padding = self.controller_table(params), batch["tokens"] == PAD
         contexts = self.controller_contexts(params, table, batch["inputs"], padding, keys, controller_notes)
         logits = self.controller_logits(params, table, take_positions(contexts, batch["positions"]))
-        samples = self.draw(params, table, contexts, batch)
+        samples = self.draw(params, table, contexts, batch, logits)
         return self.loss_of(params, batch, notes, keys, logits, samples)
 
     def loss_of(
@@ -164,19 +164,18 @@ class MCBERT:
         loss = controller_loss + config.loss_weight * (nll * batch["asked"]).sum()
         return loss, Aux(metrics=metrics, contexts=x)
 
-    def draw(self, params: Params, table: Array, contexts: Array, batch: Batch) -> Array:
-        """Candidates at every position, int [B, T, k], from the controller's softmax; no gradient."""
+    def draw(self, params: Params, table: Array, contexts: Array, batch: Batch, logits: Array) -> Array:
+        """Candidates at every position, int [B, T, k], from the controller's softmax; no gradient.
+
+        At masked positions alone (`candidates_at`) it is that of `logits`, which are there already.
+        """
         config = self.config.objective
-        tokens = batch["tokens"]
-        params, table, contexts = lax.stop_gradient((params, table, contexts))
-
-        def logits_of(x: Array) -> Array:
-            return self.controller_logits(params, table, x) / config.temperature
-
+        tokens, positions, keys = batch["tokens"], batch["positions"], batch["draw_keys"]
+        params, table, contexts, logits = lax.stop_gradient((params, table, contexts, logits))
         if config.candidates_at == "all":
-            return draw_each(logits_of, contexts, batch["draw_keys"], config.candidates)
-        positions = batch["positions"]
-        drawn = draw_each(logits_of, take_positions(contexts, positions), batch["draw_keys"], config.candidates)
+            scores = lambda x: self.controller_logits(params, table, x) / config.temperature  # noqa: E731
+            return draw_each(scores, contexts, keys, config.candidates)
+        drawn = draw_each(lambda scores: scores / config.temperature, logits, keys, config.candidates)
         everywhere = jnp.broadcast_to(tokens[..., None], (*tokens.shape, config.candidates))
         return jax.vmap(lambda all_, p, d: all_.at[p].set(d))(everywhere, positions, drawn)
 
@@ -198,7 +197,7 @@ class MCBERT:
             mapped = self.table_map.apply({"params": params["table_map"]}, notes.vectors)
             notes = replace(notes, vectors=mapped)
         controller = self.controller_params(params, table)
-        return self.controller.apply(controller, inputs, padding=padding, notes=notes, keys=keys)
+        return self.controller.apply(controller, inputs, padding=padding, notes=notes, keys=fold_in(keys, 0))
 
     def controller_params(self, params: Params, table: Array) -> Params:
         """The controller's encoder, with the table that it sees."""
@@ -227,7 +226,8 @@ class MCBERT:
         batch = self.corrupt(batch, key)
         table, padding = self.controller_table(params), batch["tokens"] == PAD
         contexts = self.controller_contexts(params, table, batch["inputs"], padding, None)
-        questions = ask(self.draw(params, table, contexts, batch), batch["tokens"], batch["masked"])
+        logits = self.controller_logits(params, table, take_positions(contexts, batch["positions"]))
+        questions = ask(self.draw(params, table, contexts, batch, logits), batch["tokens"], batch["masked"])
         x = self.encoder.apply(params["encoder"], questions.inputs, padding=padding)
         return questions, self.choose(params, x, questions, batch["tokens"])
 

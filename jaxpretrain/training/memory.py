@@ -9,7 +9,7 @@ from jaxpretrain.config import ConfigError, first_line
 
 _LESS = (
     "a larger train.accumulation, model.remat=true or a smaller train.batch_size needs less (in a new --workdir, where "
-    "the run has begun)"
+    "the run has begun); a smaller eval.batch_size, where it was the held-out text"
 )
 
 

@@ -84,7 +84,8 @@ def batches(plan: list[Phase], corpus: Corpus, start: int) -> Iterator[Batch]:
         )
         return islice(stream, phase.stop - begin)
 
-    return chain.from_iterable([of(phase) for phase in plan if start < phase.stop])  # mistakes show now
+    # Mistakes show now; those of the run's own sequences, the last phase's, in the terms of its config.
+    return chain.from_iterable([of(phase) for phase in reversed(plan) if start < phase.stop][::-1])
 
 
 def total(plan: list[Phase], each: dict[int, int], step: int) -> int:

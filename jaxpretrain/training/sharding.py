@@ -55,6 +55,9 @@ def state_sharding(mesh: Mesh, shapes: TrainState, *, notes_sharded: bool = Fals
         mesh: the devices.
         shapes: the state as `jax.eval_shape` gives it.
         notes_sharded: where the note table lies.
+
+    Raises:
+        ConfigError: its rows do not divide among the devices.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -66,6 +69,9 @@ def state_sharding(mesh: Mesh, shapes: TrainState, *, notes_sharded: bool = Fals
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
     rows = batch_sharding(mesh) if notes_sharded else replicated(mesh)
+    for count in {leaf.shape[0] for leaf in jax.tree.leaves(shapes.notes) if notes_sharded}:
+        if count % mesh.size:
+            raise ConfigError(f"notes.sharded=True: the table's {count:,} rows do not divide among {mesh.size} devices")
     notes = jax.tree.map(lambda _: rows, shapes.notes)
     return replace(jax.tree.map(place, replace(shapes, notes=None)), notes=notes)
 

@@ -72,8 +72,9 @@ def train_step(
         if not config.notes.sharded:  # every device gets all, compactly, and makes the same update of its copy
             ids, values = lax.with_sharding_constraint((ids, values), replicated(mesh))
         notes = update(notes, ids, values, state.step + 1, config.notes)
-        metrics["notes_written"] = ((ids != NONE).sum(dtype=jnp.float32), jnp.ones(()))
-        metrics["notes_overflow"] = (occurrences.overflow.sum(dtype=jnp.float32), jnp.ones(()))
+        sequences = jnp.asarray(occurrences.overflow.size, jnp.float32)
+        metrics["notes_written"] = ((ids != NONE).sum(dtype=jnp.float32), sequences)
+        metrics["notes_overflow"] = (occurrences.overflow.sum(dtype=jnp.float32), sequences)
     params = jax.tree.map(partial(jnp.where, finite), optax.apply_updates(state.params, updates), state.params)
     step = state.step + finite
     results = {"metrics": metrics, "grad_norm": grad_norm, "finite": finite}

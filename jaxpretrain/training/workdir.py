@@ -117,7 +117,7 @@ def write_run_files(config: Config, corpus: Corpus, workdir: epath.Path) -> None
     write_config(config, workdir)
     files = [corpus.tokenizer_path] + ([corpus.folder / rare_words.FILE_NAME] if config.notes.enabled else [])
     for file in files:
-        (workdir / file.name).write_bytes(file.read_bytes())
+        write_whole(workdir / file.name, file.read_bytes())
 
 
 @contextmanager

@@ -16,9 +16,11 @@ from jaxpretrain.config import (
     Config,
     ConfigError,
     FinetuneConfig,
+    OptimConfig,
     changed_fields,
     flatten,
     from_dict,
+    is_free,
     sized,
     to_dict,
     validate,
@@ -158,8 +160,10 @@ def test_workdir_of_a_path_or_a_name_used_twice_is_one_readable_folder():
 
 
 def test_runs_of_different_results_have_different_workdirs():
-    names = {workdir_name(changed(name, "other"), Config()) for name in flatten(Config()) if name not in FREE_ON_RESUME}
-    assert len(names) == len(flatten(Config())) - len(FREE_ON_RESUME)
+    shaping = [name for name in flatten(Config()) if not is_free(Config(), name)]
+    assert len(shaping) == len(flatten(Config())) - len(FREE_ON_RESUME) - 2  # Muon's two
+    names = {workdir_name(changed(name, "other"), Config()) for name in shaping}
+    assert len(names) == len(shaping)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -195,6 +199,10 @@ def test_a_field_of_another_type_is_named(value: Any):
 def test_changed_fields_are_those_that_shape_the_result():
     assert changed_fields(Config(), Config()) == []
     assert changed_fields(Config(), changed("model.layers", 4)) == ["model.layers: 2 → 4"]
+    assert changed_fields(Config(), changed("optim.muon_rate", 0.5)) == []  # Adam's runs do not read it
+    muon = changed("optim.name", "muon")
+    assert changed_fields(muon, Config()) == ["optim.name: 'muon' → 'adam'"]
+    assert len(changed_fields(muon, dataclasses.replace(muon, optim=OptimConfig(name="muon", muon_rate=0.5)))) == 1
     for name in FREE_ON_RESUME:
         assert name in flatten(Config())
         assert changed_fields(Config(), changed(name, "other")) == []
@@ -272,6 +280,8 @@ BAD = [
     ("eval.batch_size", -1),
     ("checkpoint.every_steps", -1),
     ("checkpoint.every_minutes", -1.0),
+    ("train.budget_flops", float("inf")),
+    ("model.dtype", "float64"),
     ("checkpoint.keep", 0),
     ("sharding.fsdp", 0),
 ]

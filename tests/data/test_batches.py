@@ -103,6 +103,14 @@ def test_held_out_examples_at_most(corpus: Corpus, examples: int):
     assert sum((batch["tokens"][:, 0] == CLS).sum() for batch in batches) == examples
 
 
+def test_some_of_the_held_out_examples_are_spread_over_all(corpus: Corpus):
+    settings = {"batch_size": 1, "sequence_length": T}
+    every = [batch["tokens"][0] for batch in eval_batches(corpus, **settings, examples=10**9)]
+    some = [batch["tokens"][0] for batch in eval_batches(corpus, **settings, examples=5)]
+    np.testing.assert_array_equal(some, [every[i * len(every) // 5] for i in range(5)])
+    assert len(every) > 5
+
+
 def test_hosts_evaluate_their_rows(corpus: Corpus):
     settings = {"batch_size": B, "sequence_length": T, "examples": B + 3}
     whole = list(eval_batches(corpus, **settings))

@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,29 @@ def _group_alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_of_two_that_want_the_same_text_one_prepares_it(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    built, inside = [], threading.Event()
+    build_it = build._build
+
+    def slowly(*args: Any) -> None:
+        built.append(args)
+        inside.set()
+        while "another process is preparing it" not in caplog.text:
+            time.sleep(0.01)
+        build_it(*args)
+
+    monkeypatch.setattr(build, "_build", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(prepare, small(text_file, tmp_path), NOTES, progress=False)
+        assert inside.wait(60)
+        second = pool.submit(prepare, small(text_file, tmp_path), NOTES, progress=False)
+        assert first.result().fingerprint == second.result().fingerprint
+    assert len(built) == 1
+    assert list(tmp_path.iterdir()) == [first.result().folder]
 
 
 def test_what_a_killed_process_left_is_removed_later(text_file: Path, tmp_path: Path, corpus: Corpus):

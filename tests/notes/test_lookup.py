@@ -153,7 +153,8 @@ def test_contexts_ask_nothing_of_the_encoder():
 @pytest.mark.usefixtures("x64")
 def test_gradients_past_the_notes_are_those_of_differences():
     """Of the loss by the parameters, where a part λ of the input is a note; and by λ and the note themselves."""
-    config = small(train__batch_size=8, model__dtype="float64", notes__weight=0.3)
+    config = small(train__batch_size=8, notes__weight=0.3)
+    config.model.dtype = "float64"
     objective = build(config, VOCAB)
     batch, rng = texts(4), np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), jax.jit(objective.init)(jax.random.key(0)))

@@ -58,7 +58,9 @@ def test_the_steps_notes_are_the_oracles(repeats: str, reference: list[np.ndarra
     expected, met = oracle(before.astype(float), batch["words"], contexts.astype(float), padding, config.notes)
     np.testing.assert_allclose(state.notes.table, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(np.flatnonzero(state.notes.written == 1), sorted(met))
-    counts = {name: float(metrics["metrics"][name][0]) for name in ("notes_read", "notes_written", "notes_overflow")}
+    each = {name: metrics["metrics"][name] for name in ("notes_read", "notes_written", "notes_overflow")}
+    counts = {name: float(total) for name, (total, _) in each.items()}
+    assert {float(weight) for _, weight in each.values()} == {float(len(batch["tokens"]))}  # per sequence
     found = [list(spans(marks)) for marks in batch["words"]]
     shown = [(inputs[r, s:t] == batch["tokens"][r, s:t]).all() for r in range(32) for _, s, t in found[r][:6]]
     overflow = sum(max(0, len(row) - 6) for row in found)

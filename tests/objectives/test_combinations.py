@@ -19,6 +19,7 @@ import pytest
 
 from jaxpretrain.config import OBJECTIVES, POSITIONS, Config, validate
 from jaxpretrain.data.tokenizer import CLS, NEITHER, PAD, SEP
+from jaxpretrain.models.encoder import fold_in
 from jaxpretrain.objectives import build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.checkpoint import Checkpointer
@@ -136,6 +137,36 @@ def test_every_combination_takes_two_steps_on_eight_devices(position: str, notes
         np.testing.assert_array_equal(np.flatnonzero(moved), written)
     else:
         assert second.notes is None
+
+
+@pytest.mark.parametrize(("objective", "second"), [("electra", "generator"), ("mcbert", "controller")])
+def test_no_two_networks_draw_the_same_dropout(objective: str, second: str):
+    config = configured("absolute", objective, False)
+    networks, seen = build(config, VOCAB), {}
+
+    class Spy:
+        def __init__(self, name: str) -> None:
+            self.name, self.encoder = name, getattr(networks, name)
+
+        def apply(self, params: Any, tokens: jax.Array, *, keys: jax.Array, **_: Any) -> jax.Array:
+            seen[self.name] = keys
+            return jnp.zeros((*tokens.shape, self.encoder.config.hidden))
+
+    params = jax.jit(networks.init)(jax.random.key(0))
+    batch = jax.jit(networks.corrupt)(batch_of(0), jax.random.key(1))
+    networks.encoder, spied = Spy("encoder"), Spy(second)
+    setattr(networks, second, spied)
+    networks.loss(params, batch, None, jax.random.key(2))
+
+    def drawn_from(keys: jax.Array) -> set[tuple[int, ...]]:
+        """The embedder's key and each layer's three, of every row: as `Encoder.apply` and `Block` derive them."""
+        each = [fold_in(keys, layer) for layer in range(4)]
+        each += [jax.vmap(partial(jax.random.split, num=3))(of_layer).reshape(-1) for of_layer in each]
+        return {tuple(words) for key in each for words in jax.random.key_data(key).tolist()}
+
+    main, other = drawn_from(seen["encoder"]), drawn_from(seen[second])
+    assert len(main) == len(other) == ROWS * 4 * 4
+    assert not main & other
 
 
 @pytest.mark.slow

@@ -81,5 +81,11 @@ def test_what_does_not_divide_is_named(options: dict[str, int], parts: list[str]
     assert all(part in str(caught.value) for part in parts)
 
 
+def test_notes_that_do_not_divide_are_named():
+    state = state_of((4,), notes={"table": jax.ShapeDtypeStruct((256, 8), jnp.float32)})
+    with pytest.raises(ConfigError, match=r"notes\.sharded=True: the table's 256 rows do not divide among 3 devices"):
+        sharding.state_sharding(mesh_of(1, devices=3, batch_size=12), state, notes_sharded=True)
+
+
 def test_three_devices_are_a_mesh_too():
     assert dict(mesh_of(3, devices=3, batch_size=12).shape) == {"data": 1, "fsdp": 3}
