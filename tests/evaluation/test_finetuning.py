@@ -48,7 +48,7 @@ def grid(at_once: int, notes: str = "drop", task: Task = TASK, lengths: tuple[in
     examples = Examples([str(i) for i in range(len(labels))], [("",)] * len(labels), labels)
     steps = 5 * len(lengths) * (config.epochs or task.epochs)
     finetuner = Finetuner(config, run, VOCAB, task, steps)
-    params = Encoder(run.model, VOCAB, 16).init(jax.random.key(3))
+    params = jax.jit(Encoder(run.model, VOCAB, 16).init)(jax.random.key(3))
     table = None if notes == "drop" else notes_lib.init(jax.random.key(0), 8, 16, 0.1)
     return Grid(finetuner, train, {"dev": (dev, examples)}, params, table, at_once)
 
@@ -142,6 +142,22 @@ def test_rows_that_fill_up_a_batch_weigh_nothing():
     jax.tree.map(np.testing.assert_array_equal, few.params, same.params)
     other = step(trial, changed, jnp.array([0, 1, 2, -1, -1]))
     assert (few.params["head"]["out"]["bias"] != other.params["head"]["out"]["bias"]).any()
+
+
+def test_what_a_trial_is_trained_with_shapes_the_model():
+    def trained(**fields: float) -> Any:
+        trials = grid(1, **fields)
+        trial = jax.jit(trials.finetuner.init)(0, 1e-2, trials._pretrained[0], None)
+        step = jax.jit(trials.finetuner.step)
+        for _ in range(3):
+            trial = step(trial, bucket_of(8, 8, 1), jnp.arange(8))
+        return trial.params["encoder"]["layers"]
+
+    nothing = dict.fromkeys(("warmup", "weight_decay", "dropout", "attention_dropout"), 0.0)
+    without = trained(**nothing)
+    for field in nothing:
+        apart = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained(**nothing | {field: 0.5}), without)
+        assert max(jax.tree.leaves(apart)) > 1e-3, field
 
 
 def test_untrained_starts_from_fresh_weights_that_follow_the_seed():

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from jaxpretrain.config import Config
+from jaxpretrain.data.batches import eval_batches
 from jaxpretrain.data.build import prepare
 from jaxpretrain.data.prepared import Corpus
 from jaxpretrain.evaluation import heldout
-from jaxpretrain.evaluation.heldout import Evaluation
-from jaxpretrain.objectives import build
+from jaxpretrain.evaluation.heldout import MASK_SEED, Evaluation
+from jaxpretrain.evaluation.pictures import NOTES_METRICS, QUIZ_METRICS
+from jaxpretrain.objectives import OBJECTIVES, build
 from jaxpretrain.training import sharding
 from jaxpretrain.training.optimizer import optimizer
 from jaxpretrain.training.state import TrainState, init_state
@@ -28,6 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     (folder / "text.txt").write_text("\n\n".join(documents))
     config = small()
     config.data.source, config.data.cache_dir = f"text:{folder}/text.txt", str(folder / "cache")
+    config.notes.min_count, config.notes.max_count, config.notes.single_piece = 5, 50, True
     return prepare(config.data, config.notes, progress=False)
 
 
@@ -42,7 +45,9 @@ def small() -> Config:
 def state_of(config: Config, corpus: Corpus) -> TrainState:
     objective = build(config, corpus.vocab_size)
     return jax.jit(
-        lambda: init_state(0, objective=objective, optimizer=optimizer(config), config=config, note_rows=0)
+        lambda: init_state(
+            0, objective=objective, optimizer=optimizer(config), config=config, note_rows=corpus.note_rows
+        )
     )()
 
 
@@ -145,12 +150,25 @@ def test_an_untrained_model_knows_nothing_and_the_unigram_model_something(corpus
 
 
 def test_the_unigram_model_is_that_of_the_training_text(corpus: Corpus):
-    """Its loss over all held-out pieces, which the masked ones are a sample of."""
+    """Its loss at the masked pieces, which are the same in every run."""
     config = small()
     config.eval.examples = 10**6
-    held_out = np.concatenate([np.fromfile(path, "<u2") for path in corpus.valid_shards])
-    held_out = held_out[held_out >= 6]
-    counts = corpus.counts + 1
-    expected = -np.log(counts / counts.sum())[held_out].mean()
+    text = np.concatenate([np.fromfile(path, "<u2") for path in corpus.train_shards])
+    counts = np.bincount(text, minlength=corpus.vocab_size) + 1
+    corrupt = jax.jit(build(config, corpus.vocab_size).corrupt)
+    losses: list[float] = []
+    for batch in eval_batches(corpus, batch_size=64, sequence_length=16, examples=10**6):
+        masked = corrupt(batch, jax.random.key(MASK_SEED))
+        losses += (-np.log(counts / counts.sum()))[masked["labels"]][masked["weights"] > 0].tolist()
     found = evaluation(config, corpus)(placed(state_of(config, corpus), 8))["eval/unigram_loss"]
-    assert found == pytest.approx(expected, abs=0.25)
+    assert found == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_every_metric_that_pictures_draw_is_measured(corpus: Corpus):
+    found = {}
+    for name in OBJECTIVES:
+        config = small()
+        config.objective.name, config.notes.enabled, config.notes.window = name, True, 1
+        found[name] = set(evaluation(config, corpus, devices=1)(placed(state_of(config, corpus), 1)))
+    assert set(NOTES_METRICS) <= set().union(*found.values())
+    assert set(QUIZ_METRICS) <= found["mcbert"]

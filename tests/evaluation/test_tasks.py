@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxpretrain.config import ConfigError
+from jaxpretrain.data.sources.tensorflow_data_sets import library
 from jaxpretrain.evaluation.tasks import GLUE, Examples, Task, load, read_rows, write_submission
 
 
@@ -214,8 +215,7 @@ def test_missing_files_and_unknown_tasks(glue: Path):
 
 @pytest.fixture
 def tfds(glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow_datasets as tfds
-
+    tfds = library()
     # The environment variable is read when TFDS is imported, which another test may have done.
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "tfds"))
 
@@ -287,13 +287,12 @@ def test_tfds_order_is_that_of_the_file(glue: Path):
 @pytest.mark.usefixtures("tfds")
 def test_a_diagnostic_that_cannot_be_downloaded_is_missed_aloud(glue: Path, monkeypatch: pytest.MonkeyPatch):
     """It is a download of its own; MNLI does without."""
-    import tensorflow_datasets as tfds
 
     def broken(self: Any, url: str) -> None:
         raise ConnectionError("no network")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tfds.download.DownloadManager, "download", broken)
+        patched.setattr(library().download.DownloadManager, "download", broken)
         data = load("tfds:glue/mnli")
     assert "diagnostic" not in data.test
     [said] = data.warnings
@@ -305,7 +304,6 @@ def test_a_diagnostic_that_cannot_be_downloaded_is_missed_aloud(glue: Path, monk
 @pytest.mark.parametrize("error", ["ConnectionError", "DownloadError", "NonMatchingChecksumError"])
 @pytest.mark.usefixtures("tfds")
 def test_a_failed_download(error: str, monkeypatch: pytest.MonkeyPatch):
-    import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager, util
 
     kinds = {
@@ -317,7 +315,7 @@ def test_a_failed_download(error: str, monkeypatch: pytest.MonkeyPatch):
     def broken(self: Any, url: str) -> None:
         raise kinds[error]
 
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", broken)
+    monkeypatch.setattr(library().download.DownloadManager, "download_and_extract", broken)
     fails(r"task CoLA cannot be downloaded \(.*\): give data_dir, a folder with GLUE's own files", "cola")
 
 

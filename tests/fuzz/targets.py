@@ -55,13 +55,18 @@ atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 ANSWERS: set[str] = set()  # what `answer` met
 TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {}
+EXAMPLES: dict[str, tuple[Callable[[], Any], ...]] = {}  # of the targets that answer
 
 
-def target(strategy: st.SearchStrategy[Any]) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Registers a property with its inputs."""
+def target(
+    strategy: st.SearchStrategy[Any], *examples: Callable[[], Any]
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Registers a property with its inputs, and makers of some: the first is sound, another must be refused."""
 
     def register(check: Callable[[Any], None]) -> Callable[[Any], None]:
         TARGETS[check.__name__] = strategy, check
+        if examples:
+            EXAMPLES[check.__name__] = examples
         return check
 
     return register
@@ -186,7 +191,11 @@ def documents(source: str, unit_bytes: int) -> tuple[list[str], Warnings]:
         sources.UNIT_BYTES = kept
 
 
-@target(st.tuples(st.lists(texts(10), max_size=8), names(), st.sampled_from(ENDINGS), st.sampled_from([50, 1 << 20])))
+@target(
+    st.tuples(st.lists(texts(10), max_size=8), names(), st.sampled_from(ENDINGS), st.sampled_from([50, 1 << 20])),
+    lambda: (["The ship.", "The sea."], "x", ".gz", 50),
+    lambda: (["The ship\0."], "x", "", 50),
+)
 def plain_files(given: tuple[list[str], str, str, int]) -> None:
     """Every character of valid UTF-8 arrives in order, under any name, compressed or cut anywhere; or one line."""
     rows, name, ending, unit_bytes = given
@@ -217,7 +226,7 @@ def spoilt_files(draw: st.DrawFn) -> tuple[str, bytes]:
     )
 
 
-@target(spoilt_files())
+@target(spoilt_files(), lambda: ("x.txt", b"The ship.\n\nThe sea."))
 def damaged_files(given: tuple[str, bytes]) -> None:
     """Damage gives documents or one line."""
     name, content = given
@@ -235,7 +244,8 @@ ROW = {"text": "The ship.", "meta": {"title": "a", "deep": {"er": "b"}}, "a.b": 
     st.tuples(
         st.lists(json_texts(ROW), min_size=1, max_size=4),
         st.sampled_from(["", "#meta.title", "#a.b", "#meta.deep.er.x"]),
-    )
+    ),
+    lambda: ([json.dumps(ROW)], ""),
 )
 def json_lines(given: tuple[list[str], str]) -> None:
     """The field of every row that has it, or one line that names file and line."""
@@ -249,18 +259,23 @@ def json_lines(given: tuple[list[str], str]) -> None:
     assert found[0] == [text for text in expected if text and not text.isspace()]
 
 
+def as_parquet(rows: list[str | None], kind: pa.DataType, compression: str) -> bytes:
+    table = pa.table({"text": pa.array(rows, pa.string()).cast(kind), "n": list(range(len(rows)))})
+    out = io.BytesIO()
+    pq.write_table(table, out, row_group_size=3, compression=compression)
+    return out.getvalue()
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[list[str | None], bytes, bool]:
     rows = draw(st.lists(texts(6, surrogates=False) | st.none(), max_size=8))
     kind = draw(st.sampled_from([pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]))
-    table = pa.table({"text": pa.array(rows, pa.string()).cast(kind), "n": list(range(len(rows)))})
-    out = io.BytesIO()
-    pq.write_table(table, out, row_group_size=3, compression=draw(st.sampled_from(["none", "snappy", "zstd", "gzip"])))
+    content = as_parquet(rows, kind, draw(st.sampled_from(["none", "snappy", "zstd", "gzip"])))
     spoil = draw(st.booleans())
-    return rows, draw(damaged(out.getvalue(), (b"PAR1", b"text"))) if spoil else out.getvalue(), spoil
+    return rows, draw(damaged(content, (b"PAR1", b"text"))) if spoil else content, spoil
 
 
-@target(tables())
+@target(tables(), lambda: (["The ship."], as_parquet(["The ship."], pa.string(), "zstd"), False))
 def parquet_files(given: tuple[list[str | None], bytes, bool]) -> None:
     """The texts as they were written; of a damaged file documents or one line."""
     rows, content, spoilt = given
@@ -284,7 +299,14 @@ def corpora(draw: st.DrawFn) -> tuple[str, list[str], dict[str, Any]]:
     return draw(names()), rows, settings
 
 
-@target(corpora())
+SETTINGS = {"lowercase": True, "tokenizer_type": "unigram", "vocab_size": 300, "held_out": 0.5}
+
+
+@target(
+    corpora(),
+    lambda: ("x", ["The ship sails.", "The sea carries it."], SETTINGS),
+    lambda: ("x", [" ", ""], SETTINGS),
+)
 def prepared_corpora(given: tuple[str, list[str], dict[str, Any]]) -> None:
     """A prepared corpus holds what the text says: every document once, ended by [SEP], no other special piece."""
     name, rows, settings = given
@@ -335,7 +357,7 @@ CELL = texts(4, surrogates=False).map(lambda text: text.replace("\0", "") + "x")
 LABEL = st.sampled_from(["0", "1", "yes", "1.5", "1e999", "nan", "٣", "-0", " 1 ", "1e30"]) | CELL
 
 
-@target(st.lists(st.tuples(CELL, LABEL, CELL), min_size=1, max_size=12))
+@target(st.lists(st.tuples(CELL, LABEL, CELL), min_size=1, max_size=12), lambda: [("a", "0", "b"), ("c", "1", "d")])
 def tsv_rows(given: list[tuple[str, str, str]]) -> None:
     """A table that a spreadsheet would write comes back cell by cell, or one line says what is wrong with it."""
     path = FOLDER / "rows.tsv"
@@ -354,7 +376,10 @@ def tsv_rows(given: list[tuple[str, str, str]]) -> None:
 TABLE = tab_separated([("text_a", "text_b", "label"), *((f"a{i}", f'"b\t{i}', str(i % 2)) for i in range(20))])
 
 
-@target(damaged(TABLE.encode(), (b"\t", b'"', b"\r", b"\n", b"\0", b"\xff", b"\xef\xbb\xbf", *OVERLONG)))
+@target(
+    damaged(TABLE.encode(), (b"\t", b'"', b"\r", b"\n", b"\0", b"\xff", b"\xef\xbb\xbf", *OVERLONG)),
+    lambda: TABLE.encode(),
+)
 def damaged_tsv(content: bytes) -> None:
     """Rows of equal number, or one line."""
     path = FOLDER / "damaged.tsv"
@@ -473,7 +498,7 @@ def torch_files(draw: st.DrawFn) -> tuple[bytes, bool]:
     return opcodes(*program), True
 
 
-@target(torch_files())
+@target(torch_files(), lambda: (pickles()[0], False))
 def torch_pickles(given: tuple[bytes, bool]) -> None:
     """Arrays and plain values, or one line; nothing of the process is changed."""
     content, bare = given
@@ -523,7 +548,7 @@ def bert_weights() -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(PARITY / "hf_bert_mlm" / "model.safetensors")
 
 
-@target(model_configs())
+@target(model_configs(), lambda: json.dumps(bert()[0]))
 def foreign_configs(text: str) -> None:
     """A `config.json` gives a model that its weights fit, or one line."""
     path = FOLDER / "config.json"
@@ -554,7 +579,7 @@ def weight_files(draw: st.DrawFn) -> bytes:
     return len(new).to_bytes(8, "little") + new + content[8 + size : 8 + size + draw(st.sampled_from([0, 8, 5000]))]
 
 
-@target(weight_files())
+@target(weight_files(), lambda: bert()[1])
 def foreign_weights(content: bytes) -> None:
     """A `.safetensors` file gives this model's arrays, or one line."""
     folder = fresh("weights")
@@ -608,7 +633,13 @@ def vocabularies(draw: st.DrawFn) -> dict[str, bytes]:
     return {"tokenizer.json": not_utf8(draw(json_texts({"version": "1.0"} | values)))}
 
 
-@target(st.tuples(vocabularies(), texts(10)))
+@target(
+    st.tuples(vocabularies(), texts(10)),
+    lambda: (
+        {"vocab.txt": "\n".join(bert()[2]).encode(), "tokenizer_config.json": b'{"do_lower_case": true}'},
+        "A ship",
+    ),
+)
 def foreign_vocabularies(given: tuple[dict[str, bytes], str]) -> None:
     """A foreign vocabulary fills our order row by row and becomes no special piece in text; or one line."""
     files, text = given
@@ -643,7 +674,8 @@ DICTIONARY = "".join(f"w{i} {100 - i}\n" for i in range(53))
     damaged(
         DICTIONARY.encode(),
         (b"\n", b" ", b"[MASK] 1\n", b"<s> 1\n", b"<mask> 3\n", b"\xff", b"\r", "٣".encode(), *OVERLONG),
-    )
+    ),
+    lambda: DICTIONARY.encode(),
 )
 def dictionaries(content: bytes) -> None:
     """fairseq's `dict.txt` fills our order row by row, or one line."""
@@ -674,7 +706,7 @@ CHANGES = st.tuples(
 )
 
 
-@target(st.tuples(changed(ARGS), st.lists(CHANGES, max_size=2)))
+@target(st.tuples(changed(ARGS), st.lists(CHANGES, max_size=2)), lambda: (ARGS, []))
 def official_checkpoints(given: tuple[Any, list[tuple[str, str]]]) -> None:
     """What fairseq saved becomes a run's folder, or one line and no folder."""
     args, changes = given
@@ -708,7 +740,7 @@ def piece_models(draw: st.DrawFn) -> bytes:
     )
 
 
-@target(st.tuples(piece_models(), texts(6)))
+@target(st.tuples(piece_models(), texts(6)), lambda: (tokenizer().model, "The ship"))
 def sentencepiece_models(given: tuple[bytes, str]) -> None:
     """A SentencePiece model encodes text without special pieces, or one line."""
     content, text = given
@@ -747,7 +779,7 @@ def model() -> Trained:
     return load_run(run())
 
 
-@target(st.lists(texts(12), min_size=8, max_size=16))
+@target(st.lists(texts(12), min_size=8, max_size=16), lambda: ["The ship"], lambda: [100 * "The ship " + MASK_TEXT])
 def predictions(given: list[str]) -> None:
     """Vectors are finite, probabilities are ones, answers no special pieces, one for each [MASK]: or one clear line."""
     assert np.isfinite(embed(model(), [*given, ""])).all()
@@ -774,7 +806,7 @@ def spoilt_checkpoints(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, draw(damaged(content))
 
 
-@target(spoilt_checkpoints())
+@target(spoilt_checkpoints(), lambda: ("config.json", (run() / "config.json").read_bytes()))
 def checkpoints(given: tuple[str, bytes]) -> None:
     """A checkpoint that is not what was written is refused in one line."""
     name, content = given
@@ -810,7 +842,11 @@ def metric_files(draw: st.DrawFn) -> list[bytes]:
     return runs
 
 
-@target(metric_files())
+@target(
+    metric_files(),
+    lambda: [b"".join(json.dumps(LINE | {"step": n}).encode() + b"\n" for n in (50, 100))],
+    lambda: [b""],
+)
 def compared_runs(given: list[bytes]) -> None:
     """Runs whose metrics say anything are compared, in a table and in JSON, or one line."""
     logging.disable(logging.CRITICAL)

@@ -65,13 +65,13 @@ PIECES = NEITHER + 5  # four ordinary ones: many a draw is the original
 @pytest.mark.parametrize(("name", "network"), NETWORKS)
 def test_a_network_that_does_not_see_a_word_is_not_told(name: str, network: str):
     """Whether a note is there follows from the input alone, and one that is not there changes nothing."""
-    config = small(objective__name=name, train__batch_size=24, notes__auxiliary_reads=True, objective__mask_rate=0.4)
+    config = small(objective__name=name, train__batch_size=96, notes__auxiliary_reads=True, objective__mask_rate=0.4)
     config.notes.capacity = LENGTH
     if name != "mlm":
         config.objective.mask_share, config.objective.random_share = 1.0, 0.0
     objective: Any = build(config, PIECES)
     params = jax.jit(objective.init)(jax.random.key(0))
-    batch = texts(5, 24, rows=100, pieces=PIECES)
+    batch = texts(5, 96, rows=400, pieces=PIECES)
     tokens, words = batch["tokens"], batch["words"]
     corrupted = jax.jit(objective.corrupt)({**batch, "occurrences": notes_lib.find(words, LENGTH)}, jax.random.key(1))
     calls: list[tuple[Array, InputNotes, Array]] = []
@@ -83,7 +83,7 @@ def test_a_network_that_does_not_see_a_word_is_not_told(name: str, network: str)
         objective.loss(params, corrupted, Notes(table=table, written=jnp.zeros(len(table), jnp.int32)), None)
         return calls[0]
 
-    table = np.random.default_rng(6).normal(size=(100, 16)).astype(np.float32)
+    table = np.random.default_rng(6).normal(size=(400, 16)).astype(np.float32)
     seen, found, out = map(jax.device_get, run(jnp.asarray(table)))
     weight, vectors = input_oracle(table, words, tokens, seen, config.notes)
     np.testing.assert_array_equal(found.weight, weight.astype(np.float32))
@@ -114,6 +114,30 @@ def test_a_network_that_does_not_see_a_word_is_not_told(name: str, network: str)
     other = table.copy()
     other[list(shown)] = 9.0
     assert (np.asarray(run(jnp.asarray(other))[2]) != out).any()
+
+
+@pytest.mark.parametrize(("name", "network"), [("electra", "generator"), ("mcbert", "controller")])
+def test_the_second_network_reads_no_notes_unless_told_to(name: str, network: str):
+    objective: Any = build(small(objective__name=name, train__batch_size=8), VOCAB)
+    params = jax.jit(objective.init)(jax.random.key(0))
+    batch = texts(2)
+    batch["occurrences"] = notes_lib.find(batch["words"], 6)
+    corrupted = jax.jit(objective.corrupt)(batch, jax.random.key(1))
+    calls: list[tuple[Array, InputNotes, Array]] = []
+    setattr(objective, network, Spy(getattr(objective, network), calls))
+
+    @jax.jit
+    def run(table: Array) -> tuple[Any, Array, Array]:
+        calls.clear()
+        aux = objective.loss(params, corrupted, Notes(table, jnp.zeros(ROWS, jnp.int32)), None)[1]
+        [(_, notes, out)] = calls
+        return notes, out, aux.contexts
+
+    table = jax.random.normal(jax.random.key(3), (ROWS, 16))
+    (notes, out, contexts), (_, same, others) = run(table), run(-table)
+    assert notes is None
+    np.testing.assert_array_equal(out, same)
+    assert (contexts != others).any()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

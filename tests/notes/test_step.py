@@ -125,6 +125,31 @@ def test_evaluation_reads_notes_and_leaves_them(name: str):
     assert metrics[objective.headline][0] != metrics[f"without_notes/{objective.headline}"][0]
 
 
+def test_the_held_out_loss_near_rare_words_and_elsewhere():
+    config = small(train__batch_size=16, notes__window=2, notes__capacity=3)
+    objective: Any = build(config, VOCAB)
+    params, notes = jax.jit(objective.init)(jax.random.key(0)), notes_lib.init(jax.random.key(1), ROWS, 16, 1.0)
+    batch, key = texts(1, 16), jax.random.key(2)
+    evaluate = partial(eval_step, objective=objective, config=config, mask_key=key)
+    metrics = jax.jit(evaluate)(params, notes, batch, jnp.zeros(VOCAB))
+    corrupted = jax.jit(objective.corrupt)({**batch, "occurrences": notes_lib.find(batch["words"], 3)}, key)
+    contexts = jax.jit(objective.loss)(params, corrupted, notes, None)[1].contexts
+    likelihood = np.asarray(jax.nn.log_softmax(jax.jit(objective.logits)(params, contexts)))
+
+    losses: dict[str, list[float]] = {"near_rare_words": [], "elsewhere": []}
+    for row, marks in enumerate(batch["words"]):
+        words = list(spans(marks))[:3]
+        for place, weight in zip(corrupted["positions"][row].tolist(), corrupted["weights"][row].tolist(), strict=True):
+            near = any(start - 2 <= place < end + 2 for _, start, end in words)
+            if weight > 0:
+                group = losses["near_rare_words" if near else "elsewhere"]
+                group.append(-likelihood[row, place, batch["tokens"][row, place]])
+    for name, found in losses.items():
+        total, count = metrics[f"mlm_loss_{name}"]
+        assert count == len(found) > 9
+        assert total == pytest.approx(np.sum(found), rel=1e-5)
+
+
 @pytest.mark.parametrize(("devices", "sharded"), [(1, False), (8, False), (8, True)])
 def test_the_table_is_updated_in_place(devices: int, sharded: bool):
     """No second table: not in the temporaries, not as a copy, not sent between devices."""

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
 
@@ -59,9 +58,9 @@ def by_formula(config: Config, vocab_size: int) -> float:
     tokens, predicted = rows * length, rows * predictions_per_sequence(config.objective, length)
 
     def network(width: int, ffn: int) -> int:
-        """Layers, and with untied positions two projections and their product, once per step."""
+        """Layers, and with untied positions two projections (one row more for [CLS]) and their product, once a step."""
         per_token = model.layers * (2 * (4 * width**2 + 2 * width * ffn) + 4 * width * length)
-        positions = 2 * 2 * length * width**2 + 2 * length**2 * width if model.position.startswith("tupe") else 0
+        positions = 2 * 2 * (length + 1) * width**2 + 2 * length**2 * width if model.position == "tupe_r" else 0
         return tokens * per_token + positions
 
     hidden, narrow = model.hidden, model.hidden // config.objective.divider
@@ -84,7 +83,7 @@ def test_a_step_costs_what_the_formula_says(objective: str, size: str, position:
     config = sized(size)
     config.objective.name, config.model.position, config.model.layer_loop = objective, position, loop
     vocab_size = config.data.vocab_size
-    assert counted(config, vocab_size) == pytest.approx(by_formula(config, vocab_size), rel=0.02)
+    assert counted(config, vocab_size) == by_formula(config, vocab_size)
 
 
 def test_what_is_computed_twice_counts_once():
@@ -133,6 +132,9 @@ def test_peak_of_a_cpu_is_measured_and_of_a_card_looked_up(monkeypatch: pytest.M
         "NVIDIA H100 PCIe": 756,
         "NVIDIA H100 NVL": 835,
         "NVIDIA GH200 480GB": 989,
+        "NVIDIA H200": 989,
+        "NVIDIA B200": 2250,
+        "NVIDIA A100-SXM4-80GB": 312,
         "NVIDIA A100-SXM4-40GB": 312,
         "NVIDIA A10G": 70,
         "NVIDIA L4": 121,
@@ -140,6 +142,7 @@ def test_peak_of_a_cpu_is_measured_and_of_a_card_looked_up(monkeypatch: pytest.M
         "NVIDIA L40S": 362,
         "Tesla V100-SXM2-16GB": 15.7,
         "Tesla T4": 8.1,
+        "TPU v4": 275,
         "TPU v5": 459,
         "TPU v5p": 459,
         "TPU v5e": 197,
@@ -151,7 +154,3 @@ def test_peak_of_a_cpu_is_measured_and_of_a_card_looked_up(monkeypatch: pytest.M
         assert peak_flops() == peak * 1e12, Card.device_kind
     for Card.device_kind in ("NVIDIA L400", "TPU v51", "A card of tomorrow"):
         assert peak_flops() is None
-
-
-def test_peaks_are_plausible():
-    assert all(np.log10(peak) > 12.8 for peak in PEAKS.values())

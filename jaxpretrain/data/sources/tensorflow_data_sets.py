@@ -100,7 +100,8 @@ def _name_and_split(value: str) -> tuple[str, str]:
 def library() -> Any:
     """TensorFlow Datasets, held to its own classes: those that a data set's files name would be imported, and so run.
 
-    Slow to import, and few runs need it.
+    It does not look into its bucket either, which is closed: each look would leave a temporary folder. Slow to import,
+    and few runs need it.
     """
     import tensorflow_datasets as tfds
 
@@ -113,6 +114,8 @@ def library() -> Any:
         return found(name)
 
     connector.cls_from_name = staticmethod(of_library)
+    info: Any = tfds.core.DatasetInfo
+    info.initialize_from_bucket = lambda self: None
     return tfds
 
 

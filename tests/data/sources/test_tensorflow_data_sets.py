@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from jaxpretrain.config import ConfigError
 from jaxpretrain.data import corpus
 from jaxpretrain.data.corpus import documents, plan, resolve
 from jaxpretrain.data.sources.source import Warnings
+from jaxpretrain.data.sources.tensorflow_data_sets import library
 from tests.data.conftest import read
 
 
 def _write_data_set(folder: Path, name: str, features: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    import tensorflow_datasets as tfds
+    tfds = library()
 
     def info(self: Any) -> Any:
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -41,8 +43,7 @@ def _write_data_set(folder: Path, name: str, features: dict[str, Any], rows: lis
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tensorflow_datasets as tfds
-
+    tfds = library()
     folder = tmp_path_factory.mktemp("tfds")
     text = tfds.features.Text()
     rows = [f"the tale of ship {i}, très belle" for i in range(100)]
@@ -55,9 +56,7 @@ def tfds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_sets(tfds_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tensorflow_datasets as tfds
-
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tfds_folder))  # the variable is read at import
+    monkeypatch.setattr(library().core.constants, "DATA_DIR", str(tfds_folder))  # the variable is read at import
 
 
 @pytest.mark.parametrize("name", ["tales", "reviews", "tales@train", "tales:1.0.0"])
@@ -103,16 +102,21 @@ def test_a_missing_extra_is_named(tmp_path: Path):
         read("tfds:wikipedia/20230601.en", tmp_path)
 
 
+@pytest.mark.usefixtures("data_sets")
+def test_a_data_set_that_is_not_prepared_leaves_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    resolve("tfds:glue/cola")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("when", ["when it is found", "while it is read"])
 def test_no_class_that_a_data_set_names_is_run(
     when: str, tfds_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Nor where TFDS does not know the code of the data set, and has its files alone."""
-    import tensorflow_datasets as tfds
-
     folder = tmp_path / "sets"
     shutil.copytree(tfds_folder / "tales", folder / "unknown")
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(folder))
+    monkeypatch.setattr(library().core.constants, "DATA_DIR", str(folder))
     (tmp_path / "of_the_data_set.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
     units = plan(resolve("tfds:unknown"), tmp_path, None)
