@@ -326,8 +326,8 @@ def print_table(
         )
     if (warmup := config.optim.warmup_steps) > config.train.steps / 2:
         print(
-            f"note: the learning rate rises for {warmup:,} steps and has {max(config.train.steps - warmup, 0):,} to fall: "
-            f"--config.optim.warmup_steps={config.train.steps // 10} is a tenth of the run"
+            f"note: the learning rate rises for {warmup:,} steps and has {max(config.train.steps - warmup, 0):,} to "
+            f"fall: --config.optim.warmup_steps={config.train.steps // 10} is a tenth of the run"
         )
 
 
