@@ -72,6 +72,7 @@ def train_step(
         if not config.notes.sharded:  # every device gets all, compactly, and makes the same update of its copy
             ids, values = lax.with_sharding_constraint((ids, values), replicated(mesh))
         notes = update(notes, ids, values, state.step + 1, config.notes)
+        metrics["notes_read"] = (metrics["notes_read"][0], jnp.ones(()))  # of the step, whatever its micro-batches
         metrics["notes_written"] = ((ids != NONE).sum(dtype=jnp.float32), jnp.ones(()))
         metrics["notes_overflow"] = (occurrences.overflow.sum(dtype=jnp.float32), jnp.ones(()))
     params = jax.tree.map(partial(jnp.where, finite), optax.apply_updates(state.params, updates), state.params)
