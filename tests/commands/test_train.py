@@ -25,6 +25,7 @@ from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import locked
 
 TIMES = ("speed/", "total/seconds")
+NOTES = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
 
 
 def lines_of(workdir: Path) -> list[dict[str, Any]]:
@@ -245,6 +246,29 @@ def test_on_another_number_of_devices_to_rounding(finished: Path, command, run, 
     )
 
 
+def test_spread_over_devices_and_passes_to_rounding(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The parameters, the notes and the rows of a step are divided; then a part of it goes on undivided."""
+    wide = {"model.hidden": 128, "model.ffn": 128, "train.batch_size": 16, "eval.batch_size": 16}  # narrower is whole
+    fields = wide | NOTES | {"train.accumulation": 2, "notes.sharded": True}
+    divided, state_program = [], train.state_program
+
+    def watched(*args: Any) -> Any:
+        init, like = state_program(*args)
+        for part in like.params, like.notes:
+            divided.append(any(x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves(part)))
+        return init, like
+
+    monkeypatch.setattr(train, "state_program", watched)
+    run_train(tiny(**wide, **NOTES), tmp_path / "plain")
+    run_train(tiny(**fields, **{"sharding.fsdp": 2}), tmp_path / "spread")
+    workdir = stopped_after(10, tmp_path / "spread", tmp_path / "run")
+    run_train(tiny(**fields, **{"sharding.fsdp": 1}), workdir)
+    assert divided == [False, False, True, True, False, True]
+    for found in lines_of(tmp_path / "spread"), lines_of(workdir):
+        for here, there in zip(found, lines_of(tmp_path / "plain"), strict=True):
+            assert here == pytest.approx(there, rel=1e-3, abs=1e-3)
+
+
 def test_a_finished_run_is_lengthened(finished: Path, tiny, run_train, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -460,8 +484,7 @@ def test_the_best_checkpoint(tiny, run_train, tmp_path: Path, monkeypatch: pytes
 def test_short_sequences_first(tiny, run_train, tmp_path: Path):
     """Twelve of 30 steps of 16 x 8 pieces, then 8 x 16; stopped on either side of the border it ends bit for bit so."""
     fields = {"train.short_share": 0.4, "train.short_length": 8, "train.log_every": 1}
-    notes = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
-    config = tiny(**fields, **notes, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
+    config = tiny(**fields, **NOTES, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
     run_train(config, tmp_path / "undisturbed")
     for kept in (5, 15):
         workdir = stopped_after(kept, tmp_path / "undisturbed", tmp_path / f"from-{kept}")
