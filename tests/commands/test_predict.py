@@ -233,7 +233,7 @@ def test_a_quiz(questioner: Path, sentences, command, run):
     assert len(rows) == len(answers[0]["questions"])
 
 
-def test_nearest_notes(questioner: Path, text: Path, command, run):
+def test_nearest_notes(questioner: Path, command, run):
     words, _, written = notes_of_run(questioner)
     known = [words[i] for i in np.flatnonzero(written >= 0)[:2]]
     done = run(command("predict", "--workdir", questioner, "--notes", "--json", "--top=3", *known))
