@@ -24,7 +24,8 @@ def test_it_prints_what_there_is_and_does_nothing_twice(text: Path, run, tmp_pat
     assert found["folder"] == str(folder)
     assert (folder / "manifest.json").exists()
 
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    places = [tmp_path, *folder.iterdir()]  # the first would tell of a folder that came and went
+    before = [path.stat().st_mtime_ns for path in places]
     again = run(command)
     assert again.out == first.out
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert [path.stat().st_mtime_ns for path in places] == before
