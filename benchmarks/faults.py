@@ -33,6 +33,7 @@ from jaxpretrain.training.checkpoint import restore_params
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 300, 50  # of a run, and between its checkpoints
+PATIENCE = 120  # seconds
 SETTINGS = SMALL | {
     "notes.single_piece": True,
     "notes.min_count": 1,
@@ -180,10 +181,14 @@ def committed(workdir: Path) -> int:
 
 
 def wait_until(process: subprocess.Popen[str], reached: Callable[[], object]) -> bool:
-    """False: the process ended first."""
+    """False: the process ended first. One that does neither for too long is killed."""
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None:
         if reached():
             return True
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"the moment to disturb a run has not come in {PATIENCE} s: {process.communicate()}")
         time.sleep(0.001)
     return False
 
@@ -334,14 +339,18 @@ def damaged_checkpoint(place: Place, damage: str, name: str) -> Case:
     return between_starts(place, f"checkpoint: {damage}", re.sub(r"[0-9a-f]{32}", "…", name), spoil, sign=newest)
 
 
-def damaged_run_file(place: Place, name: str) -> Case:
-    """A file beside the checkpoints: used or refused, never half read."""
+def damaged_run_file(place: Place, name: str, kept: int | None = None) -> Case:
+    """A file beside the checkpoints: used or refused, never half read. Cut after so many bytes; None: anywhere."""
     original = (place.stopped() / name).read_bytes()
+
+    def cut(workdir: Path) -> None:
+        truncate(workdir / name, place.rng) if kept is None else os.truncate(workdir / name, kept)
+
     return between_starts(
         place,
         "file of a run: truncated",
         name,
-        spoil=lambda workdir: truncate(workdir / name, place.rng),
+        spoil=cut,
         mend=lambda workdir: (workdir / name).write_bytes(original),
         sign=name,
         told="a gap stays",

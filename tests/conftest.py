@@ -5,7 +5,9 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +85,21 @@ def exclusive(shared_tmp: Path) -> Callable[[str], contextlib.AbstractContextMan
             yield
 
     return hold
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """`wait_until("it has begun", begun, process)`: at most two minutes, in which the processes must live."""
+
+    def wait(what: str, reached: Callable[[], object], *processes: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 120
+        while not reached():
+            for process in processes:
+                assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"waited two minutes until {what}"
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture(scope="session", autouse=True)

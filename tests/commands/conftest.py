@@ -4,8 +4,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,38 +133,49 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
 
 
+def opened(args: list[str], devices: int = 1, **options: Any) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    options = {"cwd": ROOT} | options
+    return subprocess.Popen(args, env=environment(devices), stdout=pipe, stderr=pipe, text=True, **options)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command, in the repository's root unless told otherwise; kills it if it outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*args: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(opened(*args, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+    for process in started:
+        process.communicate()
+
+
 @pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts a command, in the repository's root unless told otherwise."""
-
-    def begin(args: list[str], devices: int = 1, **options: Any) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        options = {"cwd": ROOT} | options
-        return subprocess.Popen(args, env=environment(devices), stdout=pipe, stderr=pipe, text=True, **options)
-
-    return begin
-
-
-@pytest.fixture(scope="session")
-def run(start) -> Callable[..., Done]:
+def run() -> Callable[..., Done]:
     """Runs a command to its end."""
 
     def go(args: list[str], devices: int = 1, stdin: str | None = None, **options: Any) -> Done:
-        process = start(args, devices, stdin=subprocess.PIPE, **options)
-        out, err = process.communicate(stdin, timeout=300)
+        with opened(args, devices, stdin=subprocess.PIPE, **options) as process:
+            try:
+                out, err = process.communicate(stdin, timeout=300)
+            finally:
+                process.kill()
         return Done(process.returncode, out, err)
 
     return go
 
 
 @pytest.fixture(scope="session")
-def wait_for_step() -> Callable[..., None]:
+def wait_for_step(wait_until) -> Callable[..., None]:
     """Waits until a run of some processes has logged a step; they must live until then."""
 
     def wait(processes: list[subprocess.Popen[str]], workdir: Path, step: int) -> None:
-        while not any(line["step"] >= step for line in metrics.read(workdir)):
-            for process in processes:
-                assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
+        logged = lambda: any(line["step"] >= step for line in metrics.read(workdir))  # noqa: E731
+        wait_until(f"step {step} of {workdir} is logged", logged, *processes)
 
     return wait

@@ -40,11 +40,10 @@ def free_port(among: Iterable[int] = (0,)) -> int:
 
 @pytest.fixture
 def start_all(command, start, monkeypatch: pytest.MonkeyPatch):
-    """Starts as many processes as are asked for; kills what is left of them.
+    """Starts as many processes as are asked for.
 
     They are told of each other by flags, or find each other as under SLURM.
     """
-    started: list[subprocess.Popen[str]] = []
 
     def begin(count: int, workdir: Path, *args: str, each: tuple[tuple[str, ...], ...] = (), slurm: bool = False):
         port, now = free_port(random.sample(SLURM_PORTS, 99) if slurm else (0,)), []
@@ -57,13 +56,9 @@ def start_all(command, start, monkeypatch: pytest.MonkeyPatch):
                 for name, value in (job | {"PROCID": number, "LOCALID": number, "STEP_NUM_NODES": 1}).items():
                     monkeypatch.setenv(f"SLURM_{name}", str(value))
             now.append(start(command("train", "--workdir", workdir, *told, *args, *own)))
-            started.append(now[-1])
         return now
 
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
+    return begin
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:

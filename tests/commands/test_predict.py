@@ -5,23 +5,41 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 
+from jaxpretrain import predict
 from jaxpretrain.config import ConfigError
-from jaxpretrain.data.tokenizer import MASK, SPECIAL_PIECES
+from jaxpretrain.data.tokenizer import MASK, NEITHER, SPECIAL_PIECES
 from jaxpretrain.evaluation import trained
 from jaxpretrain.evaluation.trained import shown
 from jaxpretrain.models.encoder import Encoder
-from jaxpretrain.predict import embed, fill_masks, load_run, print_rows, to_ids
+from jaxpretrain.predict import embed, fill_masks, load_run, nearest_notes, print_quiz, print_rows, quiz, to_ids
+from jaxpretrain.training.workdir import notes_of_run
 
 
 @pytest.fixture(scope="module")
 def model(finished: Path):
     return load_run(finished)
+
+
+@pytest.fixture(scope="module")
+def questioner(shared_tmp: Path, exclusive, tiny, run_train) -> Path:
+    """A run of MC-BERT with notes."""
+    fields = {"train.steps": 10, "eval.every": 0, "objective.name": "mcbert", "objective.divider": 1}
+    fields |= {"objective.mask_share": 1.0, "objective.random_share": 0.0}
+    notes = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
+    workdir = shared_tmp / "questioner"
+    with exclusive("questioner"):
+        if not (workdir / "DONE").exists():
+            run_train(tiny(**fields, **notes), workdir)
+    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +107,53 @@ def test_no_run_in_the_folder(tmp_path: Path):
         load_run(tmp_path)
 
 
+# --- the quiz of a meta controller ---
+
+
+def test_questions_are_about_the_pieces(questioner: Path, sentences):
+    model = load_run(questioner)
+    rows = quiz(model, sentences[-1])
+    pieces = [model.tokenizer.id_to_piece(piece) for piece in to_ids(model.tokenizer, sentences[-1], 16)]
+    assert [row["piece"] for row in rows] == pieces[1:-1]
+    assert all(row["candidates"][0] == SPECIAL_PIECES[NEITHER] for row in rows)
+    assert {len(row["candidates"]) for row in rows} == {10}
+    changed = [row for row in rows if row["shown"] != row["piece"]]
+    assert 0 < len(changed) < len(rows)
+    assert changed == [row for row in rows if row["answer"] == 1]
+    assert all(row["candidates"][1] == (row["piece"].removeprefix("▁") or "▁") for row in changed)
+    assert {row["answer"] for row in rows} == {0, 1}
+    assert {row["choice"] for row in rows} <= set(range(10))
+
+
+def test_a_seed_draws_the_questions(questioner: Path, sentences):
+    model = load_run(questioner)
+    first, again, other = (quiz(model, sentences[-1], seed) for seed in (1, 1, 2))
+    assert again == first
+    assert other != first
+
+
+def test_only_a_meta_controller_sets_questions(model, sentences):
+    with pytest.raises(ConfigError, match=r"^--quiz: objective\.name='mlm' sets no questions; mcbert does$"):
+        quiz(model, sentences[-1])
+
+
+def test_a_printed_quiz_marks_what_was_changed_and_what_is_wrong(capsys):
+    candidates = ["<neither>", "sea", "ship"]
+    print_quiz(
+        "The sea",
+        [
+            {"piece": "▁the", "shown": "▁the", "candidates": candidates, "answer": 0, "choice": 0},
+            {"piece": "▁sea", "shown": "▁ship", "candidates": candidates, "answer": 1, "choice": 2},
+        ],
+    )
+    text, *rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert text == "The sea"
+    assert rows == [
+        "✓ ▁the chose <neither> not sea, ship",
+        "✗ ▁ship (was ▁sea) chose ship not <neither>, sea",
+    ]
+
+
 # --- as a command ---
 
 
@@ -154,6 +219,52 @@ def test_vectors(finished: Path, command, run):
     np.testing.assert_allclose([answer["vector"] for answer in answers], expected, atol=1e-4)
 
 
+def test_a_quiz(questioner: Path, sentences, command, run):
+    flags = ["--workdir", questioner, "--quiz", "--seed=3"]
+    done = run(command("predict", *flags, "--json", *sentences[:2]))
+    assert done.code == 0, done.err
+    answers, model = [json.loads(line) for line in done.out.splitlines()], load_run(questioner)
+    for answer, sentence in zip(answers, sentences[:2], strict=True):
+        assert answer == {"text": sentence, "questions": quiz(model, sentence, seed=3)}
+    done = run(command("predict", *flags, sentences[0]))
+    assert done.code == 0, done.err
+    text, *rows = done.out.splitlines()
+    assert text == sentences[0]
+    assert len(rows) == len(answers[0]["questions"])
+
+
+def test_nearest_notes(questioner: Path, command, run):
+    words, _, written = notes_of_run(questioner)
+    known = [words[i] for i in np.flatnonzero(written >= 0)[:2]]
+    done = run(command("predict", "--workdir", questioner, "--notes", "--json", "--top=3", *known))
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in done.out.splitlines()]
+    expected = nearest_notes(questioner, known, top=3)
+    assert [answer["word"] for answer in answers] == known
+    for answer, one in zip(answers, expected, strict=True):
+        assert list(answer["nearest"]) == list(one["nearest"])
+        assert len(answer["nearest"]) == 3
+        assert answer["nearest"] == pytest.approx(one["nearest"])
+
+
+def test_sentences_at_a_time(finished: Path, sentences, monkeypatch: pytest.MonkeyPatch):
+    """Read off the batches: the answers do not depend on it."""
+    sizes, batches = [], trained.batches
+
+    def watched(*args: Any) -> list[np.ndarray]:
+        found = batches(*args)
+        sizes.append([len(tokens) for tokens in found])
+        return found
+
+    monkeypatch.setattr(trained, "batches", watched)
+    for way in ("--embed", "--top=1"):
+        with flagsaver.flagsaver():
+            texts = [f"{sentence[:10]} [MASK]" for sentence in sentences]
+            predict.main(FLAGS(["predict", f"--workdir={finished}", "--batch_size=3", way, *texts]))
+    FLAGS.unparse_flags()
+    assert sizes == [[3, 3, 1]] * 2
+
+
 @pytest.mark.parametrize(
     ("args", "part"),
     [
@@ -162,6 +273,9 @@ def test_vectors(finished: Path, command, run):
         (["--workdir", "RUN", "no mask here"], "[MASK]"),
         (["--workdir", "RUN", "--step=11", "a [MASK]"], "00000011"),
         (["--workdir", "RUN", "--top=0", "a [MASK]"], "top"),
+        (["--workdir", "RUN", "--batch_size=0", "a [MASK]"], "batch_size"),
+        (["--workdir", "RUN", "--quiz", "a word"], "objective.name='mlm'"),
+        (["--workdir", "RUN", "--notes", "word"], "notes.enabled"),
     ],
 )
 def test_a_wrong_command(args: list[str], part: str, finished: Path, command, run):

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import jax
@@ -90,23 +89,16 @@ def test_two_runs_on_one_workdir(command, start, run, wait_for_step, tmp_path: P
     first = start(args)
     wait_for_step([first], tmp_path / "run", 1)
     first.send_signal(signal.SIGSTOP)
-    try:
-        error = run(args).error()
-        assert "is in use by another run" in error
-        assert str(tmp_path / "run") in error
-    finally:
-        first.send_signal(signal.SIGCONT)
-        first.kill()
-        first.communicate()
+    error = run(args).error()
+    assert "is in use by another run" in error
+    assert str(tmp_path / "run") in error
 
 
-def test_ctrl_c_while_the_corpus_is_prepared(command, start, tmp_path: Path):
+def test_ctrl_c_while_the_corpus_is_prepared(command, start, wait_until, tmp_path: Path):
     cache = tmp_path / "cache"
     fields = ["--config.data.source=python-docs", f"--config.data.cache_dir={cache}"]
     process = start(command("train", "--workdir", tmp_path / "run", *fields))
-    while not cache.exists() or not any(cache.iterdir()):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+    wait_until("something is prepared", lambda: cache.exists() and any(cache.iterdir()), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -20,11 +20,12 @@ from jaxpretrain.data.tokenizer import Tokenizer
 from jaxpretrain.evaluation import heldout
 from jaxpretrain.evaluation.trained import load_run
 from jaxpretrain.objectives import OBJECTIVES
-from jaxpretrain.training import metrics, programs
+from jaxpretrain.training import flops, metrics, programs
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import locked
 
 TIMES = ("speed/", "total/seconds")
+NOTES = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
 
 
 def lines_of(workdir: Path) -> list[dict[str, Any]]:
@@ -55,6 +56,16 @@ def stopped_after(step: int, finished: Path, workdir: Path) -> Path:
         if int(folder.name) > step:
             shutil.rmtree(folder)
     return workdir
+
+
+def let_losses_rise(headline: str, patch: pytest.MonkeyPatch) -> None:
+    """Held-out losses become 1, 2 and 3: the first checkpoint is the best one."""
+    evaluate, losses = heldout.Evaluation.__call__, iter([1.0, 2.0, 3.0])
+
+    def rising(self: heldout.Evaluation, state: Any) -> dict[str, float]:
+        return evaluate(self, state) | {f"eval/{headline}": next(losses)}
+
+    patch.setattr(heldout.Evaluation, "__call__", rising)
 
 
 # --- what a run leaves ---
@@ -100,6 +111,33 @@ def test_tensorboard_shows_the_same(finished: Path):
         tags |= {(event.step, value.tag) for value in event.summary.value}
         data = data[16 + length :]
     assert {(5, "train/loss"), (30, "eval/mlm_loss"), (30, "total/flops")} <= tags
+
+
+def test_utilization_is_the_share_of_what_all_devices_could_do(
+    tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flops, "peak_flops", lambda: 1e9)
+    run_train(tiny(**{"train.steps": 10, "eval.every": 0}), tmp_path)
+    before, line = metrics.read(tmp_path)
+    seconds = 5 * line["speed/step_ms"] / 1e3
+    assert line["speed/mfu"] == pytest.approx((line["total/flops"] - before["total/flops"]) / seconds / 8e9)
+
+
+def test_checkpoints_by_the_clock(tiny, run_train, tmp_path: Path):
+    fields = {"checkpoint.every_steps": 0, "checkpoint.keep": 99, "eval.every": 0}
+    run_train(tiny(**fields, **{"checkpoint.every_minutes": 1e-9}), tmp_path / "often")
+    assert len(checkpoints_of(tmp_path / "often")) > 3
+    run_train(tiny(**fields, **{"checkpoint.every_minutes": 1e9}), tmp_path / "seldom")
+    assert checkpoints_of(tmp_path / "seldom") == ["00000030"]
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(False, ["00000030"]), (True, ["00000010", "00000030"])])
+def test_only_the_newest_and_the_best_are_kept(
+    keep_best: bool, kept: list[str], tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    let_losses_rise("mlm_loss", monkeypatch)
+    run_train(tiny(**{"checkpoint.keep": 1, "checkpoint.keep_best": keep_best}), tmp_path)
+    assert checkpoints_of(tmp_path) == kept
 
 
 def test_the_end_tells_how_to_go_on(finished: Path, tiny, run_train, capsys: pytest.CaptureFixture[str]):
@@ -208,6 +246,29 @@ def test_on_another_number_of_devices_to_rounding(finished: Path, command, run, 
     )
 
 
+def test_spread_over_devices_and_passes_to_rounding(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The parameters, the notes and the rows of a step are divided; then a part of it goes on undivided."""
+    wide = {"model.hidden": 128, "model.ffn": 128, "train.batch_size": 16, "eval.batch_size": 16}  # narrower is whole
+    fields = wide | NOTES | {"train.accumulation": 2, "notes.sharded": True}
+    divided, state_program = [], train.state_program
+
+    def watched(*args: Any) -> Any:
+        init, like = state_program(*args)
+        for part in like.params, like.notes:
+            divided.append(any(x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves(part)))
+        return init, like
+
+    monkeypatch.setattr(train, "state_program", watched)
+    run_train(tiny(**wide, **NOTES), tmp_path / "plain")
+    run_train(tiny(**fields, **{"sharding.fsdp": 2}), tmp_path / "spread")
+    workdir = stopped_after(10, tmp_path / "spread", tmp_path / "run")
+    run_train(tiny(**fields, **{"sharding.fsdp": 1}), workdir)
+    assert divided == [False, False, True, True, False, True]
+    for found in lines_of(tmp_path / "spread"), lines_of(workdir):
+        for here, there in zip(found, lines_of(tmp_path / "plain"), strict=True):
+            assert here == pytest.approx(there, rel=1e-3, abs=1e-3)
+
+
 def test_a_finished_run_is_lengthened(finished: Path, tiny, run_train, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
@@ -215,6 +276,8 @@ def test_a_finished_run_is_lengthened(finished: Path, tiny, run_train, tmp_path:
     lines = lines_of(workdir)
     assert lines[:6] == lines_of(finished)
     assert [line["step"] for line in lines[6:]] == [35, 40]
+    seconds, step_ms = ([line[name] for line in metrics.read(workdir)] for name in ("total/seconds", "speed/step_ms"))
+    assert np.diff(seconds) == pytest.approx(5 * np.array(step_ms[1:]) / 1e3)  # training's alone, over both starts
     # The longer schedule: 35 of 40 steps, five of them warm-up.
     assert lines[6]["train/learning_rate"] == pytest.approx(3e-3 * (40 - 34) / 35, rel=1e-3)
     assert json.loads((workdir / "DONE").read_text())["step"] == 40
@@ -412,12 +475,7 @@ def test_a_second_run_on_the_same_workdir_is_refused(finished: Path, tiny, run_t
 @pytest.mark.parametrize(("objective", "judged"), [("mlm", True), ("electra", False), ("mcbert", False)])
 def test_the_best_checkpoint(tiny, run_train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective, judged):
     """By held-out loss; but where a second network makes the task harder, the newest. Here losses rise."""
-    evaluate, losses = heldout.Evaluation.__call__, iter([1.0, 2.0, 3.0])
-
-    def rising(self: heldout.Evaluation, state: Any) -> dict[str, float]:
-        return evaluate(self, state) | {f"eval/{OBJECTIVES[objective].headline}": next(losses)}
-
-    monkeypatch.setattr(heldout.Evaluation, "__call__", rising)
+    let_losses_rise(OBJECTIVES[objective].headline, monkeypatch)
     questions = {"objective.mask_share": 1.0, "objective.random_share": 0.0} if objective != "mlm" else {}
     run_train(tiny(**{"objective.name": objective, "objective.divider": 1} | questions), tmp_path)
     assert load_run(tmp_path).step == (10 if judged else 30)
@@ -426,8 +484,7 @@ def test_the_best_checkpoint(tiny, run_train, tmp_path: Path, monkeypatch: pytes
 def test_short_sequences_first(tiny, run_train, tmp_path: Path):
     """Twelve of 30 steps of 16 x 8 pieces, then 8 x 16; stopped on either side of the border it ends bit for bit so."""
     fields = {"train.short_share": 0.4, "train.short_length": 8, "train.log_every": 1}
-    notes = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
-    config = tiny(**fields, **notes, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
+    config = tiny(**fields, **NOTES, **{"notes.capacity": 4, "checkpoint.every_steps": 5})
     run_train(config, tmp_path / "undisturbed")
     for kept in (5, 15):
         workdir = stopped_after(kept, tmp_path / "undisturbed", tmp_path / f"from-{kept}")

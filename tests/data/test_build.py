@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import os
@@ -336,19 +337,27 @@ def test_processes_do_not_run_the_script_again_or_import_jax(text_file: Path, tm
 COUNTING, TRAINING = "words-*", "words.train.tsv"  # what lies in the scratch folder meanwhile
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [COUNTING, TRAINING])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted(tmp_path: Path, sent: signal.Signals, stage: str):
+@pytest.fixture
+def preparing(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that prepares much text with others, in a group of its own, and the cache. What is left is killed."""
     script, cache = tmp_path / "script.py", tmp_path / "cache"
     script.write_text(SCRIPT)
     (tmp_path / "many.txt").write_text("\n\n".join(paragraphs(20_000)))
     command = [sys.executable, str(script), f"text:{tmp_path / 'many.txt'}", str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                               env=ENVIRONMENT)  # fmt: skip
-    while not list(cache.glob(f".*/{stage}")):
-        time.sleep(0.01)
-        assert process.poll() is None
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, env=ENVIRONMENT)  # fmt: skip
+    yield process, cache
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [COUNTING, TRAINING])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted(preparing: tuple[subprocess.Popen[str], Path], wait_until, sent: signal.Signals, stage: str):
+    process, cache = preparing
+    wait_until(f"{stage} is there", lambda: list(cache.glob(f".*/{stage}")), process)
     os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
     process.wait(timeout=20)
     assert process.returncode != 0
@@ -406,16 +415,9 @@ def test_what_a_killed_process_left_is_removed_later(text_file: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("stage", "setting"), [(COUNTING, "data.workers=2"), (TRAINING, "data.tokenizer_sample_mb=64")]
 )
-def test_a_process_that_is_killed(tmp_path: Path, stage: str, setting: str):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    (tmp_path / "many.txt").write_text("\n\n".join(paragraphs(20_000)))
-    cache = tmp_path / "cache"
-    command = [sys.executable, str(script), f"text:{tmp_path / 'many.txt'}", str(cache)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    while not list(cache.glob(f".*/{stage}")):
-        time.sleep(0.01)
-        assert process.poll() is None
+def test_a_process_that_is_killed(preparing: tuple[subprocess.Popen[str], Path], wait_until, stage: str, setting: str):
+    process, cache = preparing
+    wait_until(f"{stage} is there", lambda: list(cache.glob(f".*/{stage}")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

@@ -12,10 +12,17 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
+def shared_place(tmp_path_factory: pytest.TempPathFactory) -> faults.Place:
     place = faults.Place(tmp_path_factory.mktemp("faults"), random.Random(0))
     place.undisturbed()
     return place
+
+
+@pytest.fixture
+def place(shared_place: faults.Place, request: pytest.FixtureRequest) -> faults.Place:
+    """The same runs; what is drawn depends on the test alone."""
+    shared_place.rng = random.Random(request.node.name)
+    return shared_place
 
 
 @pytest.mark.parametrize(
@@ -40,11 +47,16 @@ def test_fault(place: faults.Place, fault: Callable[[faults.Place], faults.Case]
     assert case.lost <= 2 * faults.EVERY  # the interval, and what was done while the newest one was being written
 
 
-def test_lost_metrics_are_told(place: faults.Place):
-    """They are nowhere else: the run itself ends as it should."""
-    case = faults.damaged_run_file(place, "metrics.jsonl")
-    assert "a gap stays" in case.said or case.equal  # cut after the checkpoint, nothing is lost
+@pytest.mark.parametrize("before", [True, False])
+def test_metrics_lost_before_the_checkpoint_are_told(before: bool, place: faults.Place):
+    """They are nowhere else, and the run itself ends as it should; those after it are made again."""
+    lines = (place.stopped() / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    saved = faults.committed(place.stopped())
+    kept = len(b"".join(lines[: saved - 1 if before else saved]))
+    case = faults.damaged_run_file(place, "metrics.jsonl", kept + 9 * before)  # a line that is torn
     assert case.finished
+    assert case.equal != before
+    assert ("a gap stays" in case.said) == before
     assert not case.silent
 
 

@@ -358,6 +358,8 @@ if stage == "digests":
         print("now", flush=True)
         time.sleep(60)
     checkpoint_files._digests = stop
+else:
+    checkpoint_files.commit = lambda folder: time.sleep(60)  # however late the kill comes
 checkpointer.save(2, state, {})
 if stage == "arrays":
     print("now", flush=True)
