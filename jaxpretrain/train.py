@@ -158,12 +158,12 @@ def train(config: Config, workdir: epath.Path, profile_steps: int = 0) -> dict[s
         if start < phase.stop:
             program = step_program(phase.config, build(phase.config, corpus.vocab_size), optimizer, mesh, like)
             programs[phase.length] = program.lower(like, shapes_of_batch).compile()
-    memory.check(memory.needed(programs.values()))
+    evaluate = Evaluation(config, corpus, mesh)
+    memory.check(memory.needed([*programs.values(), evaluate.compile(like)]))
     keep_freed_memory()
     compile_seconds = time.perf_counter() - began
     flops_of = partial(total, plan, flops_per_step)
     batch = next_batch() if start < steps else {}
-    evaluate = Evaluation(config, corpus, mesh)
     peak = flops.peak_flops()
     if hosts.first():  # from here on it is a run: what was a mistake has shown
         done.unlink(missing_ok=True)

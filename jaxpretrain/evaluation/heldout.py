@@ -36,23 +36,30 @@ class Evaluation:
         def with_whole_weights(params: Any, notes: Notes | None, batch: Batch, unigram: Array) -> Metrics:
             return step(lax.with_sharding_constraint(params, replicated(mesh)), notes, batch, unigram)  # as in training
 
-        self._step = jax.jit(with_whole_weights)
+        self._step: Any = jax.jit(with_whole_weights)
         self._summary = jax.jit(partial(summary, rows=corpus.note_rows))
-        self._config, self._corpus, self._mesh = config, corpus, mesh
+        self._config, self._corpus = config, corpus
+        size = config.eval.batch_size or config.train.batch_size // config.train.accumulation  # what memory holds
+        self._size, self._place = size + -size % mesh.size, batch_sharding(mesh)
+
+    def compile(self, like: TrainState) -> jax.stages.Compiled:
+        """Ahead, for states with the shapes and places of `like` alone."""
+        rows, text = (self._size,), (self._size, self._config.data.sequence_length)
+        shapes = {"tokens": text, "words": text, "rows": rows}
+        batch = {name: jax.ShapeDtypeStruct(x, np.int32, sharding=self._place) for name, x in shapes.items()}
+        self._step = self._step.lower(like.params, like.notes, batch, self._unigram).compile()
+        return self._step
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Metrics over `eval.examples` held-out sequences. The state is read, never changed."""
-        config = self._config
-        size = config.eval.batch_size or config.train.batch_size // config.train.accumulation  # what memory holds
-        size += -size % self._mesh.size
         batches = eval_batches(
             self._corpus,
-            batch_size=size,
-            sequence_length=config.data.sequence_length,
-            examples=config.eval.examples,
-            rows=local_rows(size),
+            batch_size=self._size,
+            sequence_length=self._config.data.sequence_length,
+            examples=self._config.eval.examples,
+            rows=local_rows(self._size),
         )
-        place, total = batch_sharding(self._mesh), Average()
+        place, total = self._place, Average()
         pending: list[Any] = [
             self._step(state.params, state.notes, put_batch(batch, place), self._unigram) for batch in batches
         ]

@@ -36,7 +36,7 @@ def check(size: int | None) -> None:
     """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     if size and limit and size > limit:
-        raise ConfigError(f"a step needs {size / 2**30:.2f} GiB of a device that has {limit / 2**30:.2f}: {_LESS}")
+        raise ConfigError(f"training needs {size / 2**30:.2f} GiB of a device that has {limit / 2**30:.2f}: {_LESS}")
 
 
 @contextmanager

@@ -329,9 +329,7 @@ def test_a_step_that_does_not_fit_is_told_before_the_run_begins(
             checked(size)
 
     monkeypatch.setattr(train.memory, "check", check)
-    told = (
-        r"^a step needs \d\.\d\d GiB of a device that has 0\.00: .*train\.accumulation, model\.remat.*train\.batch_size"
-    )
+    told = r"^training needs \d\.\d\d GiB of a device that has 0\.00: .*train\.accumulation, .*eval\.batch_size"
     with pytest.raises(ConfigError, match=told):
         run_train(tiny(**{"model.hidden": 256, "model.ffn": 1024}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -490,6 +488,12 @@ def test_short_sequences_first(tiny, run_train, tmp_path: Path):
         workdir = stopped_after(kept, tmp_path / "undisturbed", tmp_path / f"from-{kept}")
         run_train(config, workdir)
         assert_same_run(workdir, tmp_path / "undisturbed")
+    # Lengthened, it is as if the border had lain later; what was spent stays spent.
+    config.train.steps = 36
+    run_train(config, tmp_path / "undisturbed")
+    each = np.diff([line["total/flops"] for line in metrics.read(tmp_path / "undisturbed")], prepend=0)
+    assert each.tolist() == [each[0]] * 12 + [each[-1]] * 24
+    assert each[0] != each[-1]
 
 
 def test_a_profile_of_some_steps(finished: Path, tiny, tmp_path: Path, command, run):
