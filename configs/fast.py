@@ -2,8 +2,8 @@
 
     python -m jaxpretrain.train --config configs/fast.py
 
-3.85 where TUPE-R ends at 4.45 after as many steps, each 1.6 times as dear in FLOPs here; Muon's share of that falls with
-larger batches (docs/study.md, benchmarks/records/fast-tiny; one seed). What it does at other sizes is not known.
+3.85 where TUPE-R ends at 4.45 after as many steps, each 1.6 times as dear in FLOPs here; Muon's share of that falls
+with larger batches (docs/study.md, benchmarks/records/fast-tiny; one seed). What it does at other sizes is not known.
 """
 
 from jaxpretrain.config import Config, sized

@@ -379,8 +379,12 @@ def is_free(config: Any, name: str) -> bool:
     """Whether a field of a `Config` or `FinetuneConfig` may change without changing the result."""
     if not isinstance(config, Config):
         return name in FREE_IN_GRID
-    unread = name.startswith("optim.muon_") and config.optim.name != "muon"
-    return unread or name in FREE_ON_RESUME
+    return is_unread(config, name) or name in FREE_ON_RESUME
+
+
+def is_unread(config: Config, name: str) -> bool:
+    """Whether nothing looks at a field, whatever it says."""
+    return name.startswith("optim.muon_") and config.optim.name != "muon"
 
 
 def changed_fields(old: Any, new: Any) -> list[str]:

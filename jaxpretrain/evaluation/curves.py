@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten, short_name
+from jaxpretrain.config import FREE_ON_RESUME, Config, ConfigError, flatten, is_unread, short_name
 from jaxpretrain.training import metrics
 from jaxpretrain.training.workdir import config_of
 
@@ -342,7 +342,7 @@ def _fields(config: Config) -> dict[str, Any]:
     """What sets a method apart; where a budget gives the steps, the budget."""
     flat, train = flatten(config), config.train
     free = {*_FREE, "train.steps"} - {*_LENGTHS[1:]} if train.budget_flops or train.budget_minutes else _FREE
-    return {name: value for name, value in flat.items() if name not in free}
+    return {name: value for name, value in flat.items() if name not in free and not is_unread(config, name)}
 
 
 def _differing(configs: Sequence[Config]) -> list[str]:
