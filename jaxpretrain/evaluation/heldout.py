@@ -16,7 +16,7 @@ from jaxpretrain.notes import Notes, summary
 from jaxpretrain.objectives import build
 from jaxpretrain.objectives.base import Batch, Metrics
 from jaxpretrain.training.metrics import Average
-from jaxpretrain.training.sharding import batch_sharding, local_rows, put_batch, replicated
+from jaxpretrain.training.sharding import batch_shapes, batch_sharding, local_rows, put_batch, replicated
 from jaxpretrain.training.state import TrainState
 from jaxpretrain.training.step import eval_step
 
@@ -44,9 +44,7 @@ class Evaluation:
 
     def compile(self, like: TrainState) -> jax.stages.Compiled:
         """Ahead, for states with the shapes and places of `like` alone."""
-        rows, text = (self._size,), (self._size, self._config.data.sequence_length)
-        shapes = {"tokens": text, "words": text, "rows": rows}
-        batch = {name: jax.ShapeDtypeStruct(x, np.int32, sharding=self._place) for name, x in shapes.items()}
+        batch = batch_shapes(self._size, self._config.data.sequence_length, self._place)
         self._step = self._step.lower(like.params, like.notes, batch, self._unigram).compile()
         return self._step
 

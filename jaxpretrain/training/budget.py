@@ -63,9 +63,8 @@ def _affordable(config: Config, budget: float, cost: Callable[[Config], float]) 
 
 def _flops_per_step(config: Config, corpus: Corpus) -> int:
     params = jax.eval_shape(build(config, corpus.vocab_size).init, jax.random.key(0))
-    size, length = config.train.batch_size, config.data.sequence_length
-    tokens = {"tokens": jax.ShapeDtypeStruct((size, length), "int32"), "rows": jax.ShapeDtypeStruct((size,), "int32")}
-    return flops.step_flops(config, corpus.vocab_size, params, tokens)
+    batch = sharding.batch_shapes(config.train.batch_size, config.data.sequence_length, None)
+    return flops.step_flops(config, corpus.vocab_size, params, batch)
 
 
 def _seconds_per_step(config: Config, corpus: Corpus, mesh: Mesh) -> float:

@@ -40,11 +40,8 @@ class Phase:
     def batch_shapes(self, on_rows: NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
         """Of its global batches on the devices, `wishes` (training/hosts.py) among them."""
         size = self.config.train.batch_size
-        shapes = {"tokens": (size, self.length), "words": (size, self.length), "rows": (size,), "wishes": (size,)}
-        return {
-            name: jax.ShapeDtypeStruct(shape, np.int8 if name == "wishes" else np.int32, sharding=on_rows)
-            for name, shape in shapes.items()
-        }
+        wishes = jax.ShapeDtypeStruct((size,), np.int8, sharding=on_rows)
+        return sharding.batch_shapes(size, self.length, on_rows) | {"wishes": wishes}
 
 
 def phases(config: Config) -> list[Phase]:

@@ -81,6 +81,12 @@ def with_sharding(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def batch_shapes(size: int, length: int, on_rows: NamedSharding | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of a global batch as `data/batches.py` makes them, and its place."""
+    shapes = {"tokens": (size, length), "words": (size, length), "rows": (size,)}
+    return {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=on_rows) for name, shape in shapes.items()}
+
+
 def put_batch(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, Array]:
     """This host's rows as part of the global batch."""
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -31,6 +31,7 @@ FIELDS = SMALL | {
     "checkpoint.every_minutes": 0.0,
     "checkpoint.keep": 9,
 }
+NOTES = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from jaxpretrain.evaluation.trained import shown
 from jaxpretrain.models.encoder import Encoder
 from jaxpretrain.predict import embed, fill_masks, load_run, nearest_notes, print_quiz, print_rows, quiz, to_ids
 from jaxpretrain.training.workdir import notes_of_run
+from tests.commands.conftest import NOTES
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,10 @@ def questioner(shared_tmp: Path, exclusive, tiny, run_train) -> Path:
     """A run of MC-BERT with notes."""
     fields = {"train.steps": 10, "eval.every": 0, "objective.name": "mcbert", "objective.divider": 1}
     fields |= {"objective.mask_share": 1.0, "objective.random_share": 0.0}
-    notes = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
     workdir = shared_tmp / "questioner"
     with exclusive("questioner"):
         if not (workdir / "DONE").exists():
-            run_train(tiny(**fields, **notes), workdir)
+            run_train(tiny(**fields, **NOTES), workdir)
     return workdir
 
 

@@ -23,9 +23,9 @@ from jaxpretrain.objectives import OBJECTIVES
 from jaxpretrain.training import flops, metrics, programs
 from jaxpretrain.training.checkpoint import restore_params
 from jaxpretrain.training.workdir import locked
+from tests.commands.conftest import NOTES
 
 TIMES = ("speed/", "total/seconds")
-NOTES = {"notes.enabled": True, "notes.single_piece": True, "notes.min_count": 1, "notes.max_count": 10**5}
 
 
 def lines_of(workdir: Path) -> list[dict[str, Any]]:

@@ -235,7 +235,7 @@ def test_a_series_has_gaps(tmp_path: Path):
 def test_seeds_are_one_method(tmp_path: Path):
     fields = [
         {"name": "bert"},
-        {"name": "bert", "train__seed": 1, "data__cache_dir": "/elsewhere", "checkpoint__keep": 5},
+        {"name": "bert", "train__seed": 1, "data__cache_dir": "/", "checkpoint__keep": 5, "optim__muon_rate": 0.5},
         {"name": "tupe", "model__position": "tupe_r"},
         {"name": "tupe", "model__position": "tupe_a"},
     ]
